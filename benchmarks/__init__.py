@@ -1,0 +1,1 @@
+"""Figures, side by side with others: `nox -s bench -- bus`, `http` or `scale`."""

@@ -1,0 +1,1 @@
+"""The service that bus.py measures: the bus of the template, and one slice of no-ops."""

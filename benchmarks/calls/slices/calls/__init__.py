@@ -1,0 +1,3 @@
+"""Calls that do nothing."""
+
+NAME = "calls"

@@ -1,0 +1,119 @@
+"""The generated shop that is measured: made from this checkout, and run, as a user would do it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+ROOT = Path(__file__).parents[1]
+PAYMENTS = ("-d", "fields=amount:decimal(12,2) currency:str")
+ORDERS = ("-d", "listens_to=payments.PaymentCreated:start_order")
+
+
+def snapshot(folder: Path) -> Path:
+    """This checkout with its uncommitted state, as a clean Git repository.
+
+    From a checkout with changes Copier makes such a copy at every run, which no user waits for.
+    """
+    template = folder / "template"
+    listed = subprocess.check_output(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    )
+    for name in filter(None, listed.decode().split("\0")):
+        source, target = ROOT / name, template / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    git = ["git", "-C", str(template), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "bench"]):
+        subprocess.run([*git, *command], check=True)
+    return template
+
+
+def copy(template: Path, target: Path, *answers: str) -> float:
+    """`copier copy`, in a process of its own; the seconds that it took."""
+    start = time.perf_counter()
+    copier = [sys.executable, "-m", "copier", "copy", "--quiet", "--defaults", "--vcs-ref=HEAD"]
+    subprocess.run([*copier, *answers, str(template), str(target)], check=True)
+    return time.perf_counter() - start
+
+
+def migrate(shop: Path, url: str) -> None:
+    """Bring the database at this URL to what the shop needs."""
+    code = "from shop.cli import cli; cli()"
+    command = [sys.executable, "-c", code, "db", "upgrade"]
+    subprocess.run(command, cwd=shop, env=_environment(shop, url), check=True, capture_output=True)
+
+
+@dataclass
+class Server:
+    """A running server, and the seconds until it was ready."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+    startup: float
+
+
+@contextmanager
+def serve(
+    shop: Path, url: str, app: str = "shop.app:create_app", slices: str = ""
+) -> Iterator[Server]:
+    """Run uvicorn with an app factory until the block is left."""
+    port = _free_port()
+    uvicorn = [sys.executable, "-m", "uvicorn", "--no-access-log", "--log-level=warning"]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*uvicorn, "--factory", app, f"--port={port}"],
+            env={**_environment(shop, url), "SLICES": slices},
+            cwd=shop,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_until_ready(process, port)
+            yield Server(process, port, time.perf_counter() - start)
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(timeout=30)
+            log.seek(0)
+            sys.stderr.write(log.read().decode()[-4000:])
+
+
+def _environment(shop: Path, url: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(shop / "src"), str(ROOT)]),
+        "ENVIRONMENT": "production",
+        "DATABASE_URL": url,
+        "LOG_LEVEL": "WARNING",
+    }
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.01)
+    raise RuntimeError("the server was not ready within 60 seconds")
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port

@@ -1,0 +1,1 @@
+"""An event-driven service, cut into vertical slices."""

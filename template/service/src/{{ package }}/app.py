@@ -1,0 +1,107 @@
+"""Puts the service together: settings, database, bus and HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI, Response
+
+from .base import auth, logs, problems
+from .base.branches import Branches
+from .base.http import RequestContext
+from .bus.engines import Database
+from .bus.runtime import Runtime, build
+from .settings import Settings
+
+PACKAGE = __name__.rpartition(".")[0]
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = None) -> Runtime:
+    """The bus of this service on its database. Raises WiringError if the code does not fit."""
+    return build(
+        PACKAGE,
+        database=Database(settings.database_url),
+        settings=[settings],
+        slices=settings.slices,
+        overrides=overrides,
+    )
+
+
+@asynccontextmanager
+async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runtime]:
+    """Check the database, open the bus, and deliver events meanwhile.
+
+    Raises RuntimeError if the database is behind the code.
+    """
+    if runtime.database is None:
+        raise RuntimeError("The service needs a database.")
+    standing = await Branches(PACKAGE).compare(runtime.database)
+    if standing.behind:
+        raise RuntimeError(
+            f"The database is behind the code ({', '.join(standing.behind)}): run `db upgrade`."
+        )
+    if standing.newer:
+        log.warning("the database is newer than the code", revisions=list(standing.newer))
+    async with runtime:
+        delivering = asyncio.create_task(runtime.relay.run()) if relay else None
+        try:
+            yield runtime
+        finally:
+            runtime.relay.stop()
+            if delivering is not None:
+                await delivering
+    await runtime.database.close()
+
+
+def create_app(
+    settings: Settings | None = None,
+    overrides: Mapping[type, object] | None = None,
+    *,
+    relay: bool = True,
+) -> FastAPI:
+    """The HTTP service.
+
+    overrides replaces services by type, in tests; without relay events are stored, not delivered.
+    """
+    settings = settings or Settings()
+    logs.configure(settings.log_level, json=settings.in_production)
+    runtime = build_runtime(settings, overrides)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with opened(runtime, relay=relay):
+            yield
+
+    app = FastAPI(title=PACKAGE, lifespan=lifespan)
+    app.state.runtime = runtime
+    problems.install(app)
+    auth.install(app)
+    for router in runtime.routers:
+        app.include_router(router)
+    _add_probes(app, runtime)
+    app.add_middleware(RequestContext)
+    return app
+
+
+def _add_probes(app: FastAPI, runtime: Runtime) -> None:
+    branches = Branches(PACKAGE)
+
+    @app.get("/healthz", tags=["service"])
+    async def healthz() -> dict[str, str]:
+        return {"process": "ok"}
+
+    @app.get("/readyz", tags=["service"])
+    async def readyz(response: Response) -> dict[str, str]:
+        checks = {"database": "ok", "relay": "ok" if runtime.relay.alive else "not running"}
+        try:
+            if runtime.database and (await branches.compare(runtime.database)).behind:
+                checks["database"] = "behind the code"
+        except Exception:
+            log.exception("readiness check failed")
+            checks["database"] = "not reachable"
+        if set(checks.values()) != {"ok"}:
+            response.status_code = 503
+        return checks

@@ -1,0 +1,1 @@
+"""What slices may share that is not an event."""

@@ -1,0 +1,63 @@
+"""What tables are made of: the base of all entities, and column types that lose nothing."""
+
+import datetime as dt
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from pydantic import Field
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from uuid_utils.compat import uuid7
+
+from ..bus.recording import Recorder
+from ..bus.types import Exact, Utc
+from .errors import Conflict
+
+__all__ = ["Base", "Digits", "Entity", "Exact", "Utc"]
+
+_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """All tables of all slices; each slice's begin with the slice's name."""
+
+    metadata = sa.MetaData(naming_convention=_NAMES)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dt.datetime: Utc()}
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
+    """A row with an identity. It knows its id and time as soon as it is made, before any flush.
+
+    version counts its changes: of two that change the same version, the second fails with
+    StaleDataError, which HTTP answers with 409.
+    """
+
+    __abstract__ = True
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default_factory=uuid7, init=False)
+    version: Mapped[int] = mapped_column(default=1, init=False)
+    created_at: Mapped[dt.datetime] = mapped_column(default_factory=_now, init=False)
+
+    @sa.orm.declared_attr.directive
+    def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805
+        return {"version_id_col": cls.__table__.c.version}
+
+    def expect_version(self, version: int) -> None:
+        """Raises Conflict if this is no longer the version that the caller has seen."""
+        if self.version != version:
+            raise Conflict(f"It is version {self.version} by now, not {version}: look again.")
+
+
+def Digits(precision: int, scale: int) -> Any:  # noqa: N802
+    """For messages: `Annotated[Decimal, Digits(12, 2)]` refuses what `Exact(12, 2)` cannot store."""
+    return Field(max_digits=precision, decimal_places=scale)

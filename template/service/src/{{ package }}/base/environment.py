@@ -1,0 +1,169 @@
+"""How migrations run: connection, lock and transaction, and what autogenerate may propose."""
+
+import asyncio
+import logging
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations.ops import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+
+from ..bus import tables
+from ..bus.engines import Database
+from ..bus.types import Exact
+from .branches import Branches, birth_name
+from .database import Base
+
+_log = logging.getLogger(__name__)
+
+# Any number that nothing else locks.
+_LOCK = sa.text("SELECT pg_advisory_xact_lock(7542915836)")
+
+
+class Environment:
+    """What env.py runs. only names the slice that a new revision is for, if one is."""
+
+    def __init__(self, branches: Branches, url: str, *, only: str | None = None) -> None:
+        self._branches = branches
+        self._database = Database(url)
+        self._only = only
+        self._stored: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        """Run the command that Alembic is at. Raises CommandError."""
+        if context.is_offline_mode():
+            self._write_sql()
+        else:
+            asyncio.run(self._connect())
+
+    def _write_sql(self) -> None:
+        context.configure(
+            url=self._database.url,
+            literal_binds=True,
+            dialect_opts={"paramstyle": "named"},
+            transactional_ddl=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+    async def _connect(self) -> None:
+        if self._database.dialect == "sqlite":
+            event.listen(self._database.writer.sync_engine, "connect", _foreign_keys_off)
+        try:
+            async with self._database.writer.connect() as connection:
+                await connection.run_sync(self._migrate)
+        finally:
+            await self._database.close()
+
+    def _migrate(self, connection: Connection) -> None:
+        context.configure(
+            connection=connection,
+            target_metadata=[tables.metadata, Base.metadata],
+            transactional_ddl=True,
+            render_as_batch=True,
+            render_item=_render_item,
+            include_name=self._include_name,
+            include_object=self._include_object,
+            process_revision_directives=self._skip_empty,
+        )
+        migration = context.get_context()
+        self._hide_strangers(migration)
+        if "revision_context" in migration.opts:  # the models are compared with the database
+            for one in self._branches.slices:
+                list(one.modules())
+        with context.begin_transaction():
+            # `current` only looks: it must not wait for a long migration.
+            if self._database.dialect == "postgresql" and not migration.opts.get("dont_mutate"):
+                connection.execute(_LOCK)
+            context.run_migrations()
+            if self._database.dialect == "sqlite":
+                _check_foreign_keys(connection)
+
+    def _hide_strangers(self, migration: MigrationContext) -> None:
+        """Heads of slices that are not in this tree would stop every command of Alembic."""
+        read = migration.get_current_heads
+
+        def known_heads() -> tuple[str, ...]:
+            self._stored = read()
+            self._tell_newer(refuse=not migration.opts.get("dont_mutate"))
+            heads = {head for head in self._stored if head in self._branches.files}
+            if self._only is None:
+                return tuple(heads)
+            # For a revision of one slice it does not matter whether the others are up to date.
+            others = {one for one in self._branches.heads if birth_name(one) != self._only}
+            return (*others, *(head for head in heads if birth_name(head) == self._only))
+
+        migration.get_current_heads = known_heads  # type: ignore[method-assign]
+
+    def _tell_newer(self, *, refuse: bool) -> None:
+        if not (newer := self._branches.newer(self._stored)):
+            return
+        message = (
+            f"the database is newer than this code: it is at {', '.join(newer)}, and no file here"
+            " has that revision. Use the code that has it, or downgrade with that code first."
+        )
+        if refuse:
+            raise CommandError(message)
+        _log.warning(message)
+
+    def _include_name(
+        self, name: str | None, kind: str, parents: MutableMapping[Any, str | None]
+    ) -> bool:
+        return kind != "table" or name is None or self._proposes(self._owner(name))
+
+    def _include_object(
+        self, item: object, name: str | None, kind: str, reflected: bool, other: object
+    ) -> bool:
+        if kind != "table" or name is None:
+            return True
+        owner = self._owner(name)
+        if not reflected and owner not in self._branches.folders:
+            raise CommandError(
+                f"table {name!r}: every table starts with its slice's name, and this one"
+                + (f" belongs to {owner!r}, which is not here" if owner else " with none")
+            )
+        return self._proposes(owner)
+
+    def _owner(self, table: str) -> str | None:
+        return self._branches.owner(table, self._stored)
+
+    def _proposes(self, owner: str | None) -> bool:
+        return owner in self._branches.folders and self._only in (None, owner)
+
+    def _skip_empty(self, _: MigrationContext, __: object, scripts: list[MigrationScript]) -> None:
+        if self._only and all(one.upgrade_ops_list[0].is_empty() for one in scripts):
+            scripts.clear()
+            context.config.print_stdout(
+                f"The tables of {self._only} have not changed. --empty writes a revision anyway."
+            )
+
+
+def _render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]:
+    """Migrations outlive the types of this code: only SQLAlchemy's own are written into them."""
+    if kind != "type" or not isinstance(item, sa.TypeDecorator):
+        return False
+    if isinstance(item, Exact):
+        numeric = f"sa.Numeric({item.precision}, {item.scale})"
+        return f'{numeric}.with_variant(sa.BigInteger(), "sqlite")'
+    return f"sa.{item.impl_instance!r}"
+
+
+def _foreign_keys_off(connection: Any, _: object) -> None:
+    # SQLite changes a table by copying it and dropping the old one, which deletes what refers to it
+    # if foreign keys are on; inside a transaction they cannot be switched off.
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = OFF")
+    cursor.close()
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        tables_ = ", ".join(sorted({f"{row[0]} -> {row[2]}" for row in broken}))
+        raise CommandError(f"{len(broken)} rows would refer to rows that are not there: {tables_}")

@@ -1,0 +1,119 @@
+"""Between HTTP and the bus: who asks, under which correlation id, and what a list looks like."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Generic, Self, TypeVar
+from uuid import UUID
+
+import structlog
+from fastapi import Depends, Request
+from pydantic import BaseModel
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..bus import Bus, Context, User
+from ..bus.context import is_correlation_id, new_correlation_id
+from . import problems
+from .auth import user_of
+
+T = TypeVar("T")
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_PROBES = {"/healthz", "/readyz"}
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+async def bus_of(request: Request, user: Annotated[User | None, Depends(user_of)]) -> Bus:
+    state = request.state
+    context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
+    bus: Bus = request.app.state.runtime.bus(context)
+    return bus
+
+
+BusDep = Annotated[Bus, Depends(bus_of)]
+
+
+class Page(BaseModel, Generic[T]):
+    """Some of a list. next is what to pass as `after` to get more, null at the end."""
+
+    items: list[T]
+    next: UUID | None = None
+
+    @classmethod
+    def of(cls, items: Sequence[T], limit: int) -> Self:
+        """The first `limit` of the items, which have ids; pass one more, to tell that more follow."""
+        more = len(items) > limit
+        last: Any = items[limit - 1] if more else None
+        return cls(items=list(items[:limit]), next=last.id if more else None)
+
+
+class RequestContext:
+    """ASGI middleware: gives each request its correlation id, its line in the log, its answer.
+
+    X-Correlation-ID is taken from the request if it is harmless, made otherwise, and sent back.
+    Exceptions that nothing else handles are logged and answered here, so that the answer and the
+    log carry the id, too.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-correlation-id", "")
+        correlation_id = given if is_correlation_id(given) else new_correlation_id()
+        state = scope.setdefault("state", {})
+        state.update(correlation_id=correlation_id, trace=_trace(headers))
+        with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
+            await self._answer(scope, receive, send, correlation_id)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, correlation_id: str
+    ) -> None:
+        began = time.perf_counter()
+        status: int | None = None
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Correlation-ID"] = correlation_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_marked)
+        except Exception:
+            log.exception("unexpected_error")
+            if status is not None:
+                # Half an answer is out: only the server can cut it off.
+                raise
+            await problems.unexpected(Request(scope))(scope, receive, send_marked)
+        finally:
+            _log_access(scope, status, time.perf_counter() - began)
+
+
+def _trace(headers: Headers) -> Mapping[str, str]:
+    """The W3C trace headers, if they are what they say: they are stored with every event."""
+    parent = headers.get("traceparent", "")
+    if not _TRACEPARENT.fullmatch(parent):
+        return {}
+    state = headers.get("tracestate", "")
+    if state and len(state) <= 512 and state.isascii():
+        return {"traceparent": parent, "tracestate": state}
+    return {"traceparent": parent}
+
+
+def _log_access(scope: Scope, status: int | None, seconds: float) -> None:
+    write = log.debug if scope["path"] in _PROBES else log.info
+    write(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        duration_ms=round(seconds * 1000, 1),
+    )

@@ -1,0 +1,143 @@
+"""`db`: Alembic's own command line, with the migrations of all slices filled in."""
+
+import asyncio
+import importlib.util
+import logging
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import CommandFunction, CommandLine, Config
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
+
+from ..bus.engines import Database
+from .branches import Branches, birth_name
+from .environment import Environment
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    package: str,
+    url: str,
+    after_upgrade: Callable[[Database], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Run one command, such as ['upgrade'] or ['revision', 'payments', '-m', 'add note'].
+
+    package is the service's, url its database's. after_upgrade is awaited when an upgrade has been
+    committed, if it has brought the bus up to date. Raises SystemExit with one line that says what
+    is wrong, if something is.
+    """
+    line = _Line(prog=f"{Path(sys.argv[0]).name} db")
+    options = line.parser.parse_args(argv)
+    if not hasattr(options, "cmd"):
+        line.parser.error("which command? --help lists them")
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    show_traceback, options.raiseerr = options.raiseerr, True
+    try:
+        branches = Branches(package)
+        _fill_in(options, branches)
+        line.run_cmd(_config(branches, url, options), options)
+        if after_upgrade and options.cmd[0] is command.upgrade and not options.sql:
+            asyncio.run(_follow(after_upgrade, branches, url))
+    except Exception as error:
+        if show_traceback:
+            raise
+        sys.exit(f"{line.parser.prog}: {_explain(error)}")
+
+
+async def upgrade(package: str, url: str) -> None:
+    """Bring the database up to all heads of the code, as `db upgrade` does; raises its errors."""
+    config = _config(Branches(package), url)
+    # Alembic's commands are synchronous, and start an event loop of their own.
+    await asyncio.to_thread(command.upgrade, config, "heads")
+
+
+async def _follow(
+    after_upgrade: Callable[[Database], Coroutine[Any, Any, None]], branches: Branches, url: str
+) -> None:
+    database = Database(url)
+    try:
+        standing = await branches.compare(database)
+        if "bus" not in map(birth_name, standing.behind):
+            await after_upgrade(database)
+    finally:
+        await database.close()
+
+
+class _Line(CommandLine):
+    """Alembic's parser, without what makes no sense here, and with what its commands lack here."""
+
+    def register_command(self, fn: CommandFunction) -> None:
+        if fn in (command.init, command.list_templates):
+            return
+        super().register_command(fn)
+        parser = self.subparsers.choices[fn.__name__]
+        if fn is command.upgrade:
+            (target,) = (one for one in parser._actions if one.dest == "revision")
+            target.nargs, target.required, target.default = "?", False, "heads"
+        elif fn is command.revision:
+            parser.add_argument("slice", help="whose tables have changed")
+            parser.add_argument(
+                "--empty", action="store_true", help="write a revision to fill in by hand"
+            )
+
+
+def _config(branches: Branches, url: str, options: Namespace | None = None) -> Config:
+    config = branches.config()
+    config.cmd_opts = options
+    config.attributes["environment"] = Environment(
+        branches, url, only=getattr(options, "slice", None)
+    )
+    if importlib.util.find_spec("ruff"):
+        for option, value in {
+            "hooks": "format",
+            "format.type": "module",
+            "format.module": "ruff",
+            "format.options": "format --quiet REVISION_SCRIPT_FILENAME",
+        }.items():
+            config.set_section_option("post_write_hooks", option, value)
+    return config
+
+
+def _fill_in(options: Namespace, branches: Branches) -> None:
+    if options.cmd[0] is command.revision:
+        _fill_in_revision(options, branches)
+    elif options.cmd[0] is command.merge:
+        found = branches.scripts.get_revisions(options.revisions)
+        names = {birth_name(one.revision) for one in found}
+        if len(names) != 1:
+            raise CommandError(f"expected revisions of one slice, got {', '.join(sorted(names))}")
+        options.rev_id = branches.next_revision(names.pop())
+
+
+def _fill_in_revision(options: Namespace, branches: Branches) -> None:
+    options.slice = name = branches.named(options.slice)
+    if not options.message:
+        raise CommandError("-m is missing: what does the revision change?")
+    options.rev_id = branches.next_revision(name)
+    options.version_path = str(branches.folders[name])
+    options.autogenerate = not options.empty
+    if branches.has_revisions(name):
+        options.head = options.head or f"{name}@head"
+    else:
+        options.head, options.branch_label = "base", name
+
+
+def _explain(error: Exception) -> str:
+    """The error in one line, with the migration's line if it came from there."""
+    cause: BaseException | None = error
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        cause = error.orig.__cause__ or error.orig
+    text = " ".join(str(cause).split())
+    if not isinstance(error, CommandError):
+        text = f"{type(cause).__name__}: {text}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).parent.name == "migrations" and Path(frame.filename).stem != "env":
+            return f"{frame.filename}:{frame.lineno}: {text}. All was rolled back."
+    return text

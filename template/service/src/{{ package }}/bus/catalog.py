@@ -1,0 +1,193 @@
+"""What the slices declare: their messages, marked functions and routers, found by reading modules."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+from typing import Any, get_args, get_type_hints
+
+from .discovery import Slice
+from .errors import WiringError
+from .marks import Guards, Handles, Listens, mark_of
+from .messages import Command, Event
+from .outbox import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A marked function and the slice that it belongs to (None: the service's own)."""
+
+    function: FunctionType
+    mark: Handles | Listens | Guards
+    slice: Slice | None
+
+    @property
+    def name(self) -> str:
+        """Its stored name, such as 'orders.start_order'."""
+        owner = self.slice.name if self.slice else "service"
+        return f"{owner}.{self.function.__name__}"
+
+    @property
+    def where(self) -> str:
+        """File and line of the function."""
+        return where(self.function)
+
+    @property
+    def first_annotation(self) -> Any:
+        """The type of its first parameter, the message; None if it has none."""
+        parameters = list(inspect.signature(self.function).parameters)
+        return get_type_hints(self.function).get(parameters[0]) if parameters else None
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Stored names that a listener had before."""
+        old = self.mark.aliases if isinstance(self.mark, Listens) else ()
+        return tuple(f"{self.name.partition('.')[0]}.{name}" for name in old)
+
+
+@dataclass(slots=True)
+class Catalog:
+    """Everything that was found, slice by slice."""
+
+    slices: list[Slice] = field(default_factory=list)
+    modules: dict[str, list[ModuleType]] = field(default_factory=dict)
+    events: dict[type[Event], EventType] = field(default_factory=dict)
+    commands: dict[type[Command[Any]], Slice] = field(default_factory=dict)
+    handlers: list[Marked] = field(default_factory=list)
+    listeners: list[Marked] = field(default_factory=list)
+    guards: list[Marked] = field(default_factory=list)
+
+    def only(self, slices: Collection[Slice]) -> "Catalog":
+        """What these slices declare, and the service itself; all events stay known."""
+        return Catalog(
+            slices=[one for one in self.slices if one in slices],
+            modules=self.modules,
+            events=self.events,
+            commands={cls: owner for cls, owner in self.commands.items() if owner in slices},
+            handlers=[one for one in self.handlers if one.slice in slices],
+            listeners=[one for one in self.listeners if one.slice in slices],
+            guards=[one for one in self.guards if one.slice is None or one.slice in slices],
+        )
+
+
+def where(thing: Any) -> str:
+    """File and line of a function or class, for messages."""
+    if isinstance(thing, FunctionType):
+        return f"{thing.__code__.co_filename}:{thing.__code__.co_firstlineno}"
+    try:
+        return f"{inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):
+        return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) -> Catalog:
+    """Import the slices and collect what they declare.
+
+    service_modules are searched for guards. Raises WiringError if a slice imports another that is
+    not here, or an event that the other does not publish.
+    """
+    catalog = Catalog()
+    known = list(slices)
+    for one in known:
+        catalog.slices.append(one)
+        catalog.modules[one.name] = list(_import(one, known))
+        for module in catalog.modules[one.name]:
+            _read_module(catalog, module, one)
+    for module in service_modules:
+        _read_module(catalog, module, None)
+    return catalog
+
+
+def is_concrete(command: type[Command[Any]]) -> bool:
+    """Whether it can be sent: not a generic, not one that others only build on."""
+    generic = command.__pydantic_generic_metadata__
+    return not generic["parameters"] and not generic["origin"] and not command.__subclasses__()
+
+
+def _read_module(catalog: Catalog, module: ModuleType, owner: Slice | None) -> None:
+    for value in list(vars(module).values()):
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        if isinstance(value, FunctionType):
+            _read_function(catalog, value, owner)
+        elif isinstance(value, type) and owner is not None:
+            _read_class(catalog, value, owner)
+
+
+def _read_function(catalog: Catalog, function: FunctionType, owner: Slice | None) -> None:
+    mark = mark_of(function)
+    if isinstance(mark, Handles):
+        catalog.handlers.append(Marked(function, mark, owner))
+    elif isinstance(mark, Listens):
+        catalog.listeners.append(Marked(function, mark, owner))
+    elif isinstance(mark, Guards):
+        catalog.guards.append(Marked(function, mark, owner))
+
+
+def _read_class(catalog: Catalog, cls: type, owner: Slice) -> None:
+    if issubclass(cls, Event):
+        catalog.events[cls] = EventType(f"{owner.name}.{cls.__name__}", cls, owner.name)
+    elif issubclass(cls, Command) and is_concrete(cls):
+        catalog.commands[cls] = owner
+
+
+def _import(one: Slice, known: list[Slice]) -> Iterator[ModuleType]:
+    try:
+        yield from one.modules()
+    except ImportError as error:
+        if explained := _explain(error, one, known):
+            raise WiringError(explained) from error
+        raise
+
+
+def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | None:
+    """What to do about an import of another slice that failed; None if it is about something else."""
+    parent = importer.package.rpartition(".")[0]
+    missing = error.name or ""
+    if not missing.startswith(f"{parent}."):
+        return None
+    folder = missing.removeprefix(f"{parent}.").partition(".")[0]
+    at = _importing_line(error, importer)
+    if isinstance(error, ModuleNotFoundError):
+        here = ", ".join(one.path.name for one in known)
+        return (
+            f"{at} imports {missing}, which is not here (the slices here: {here}). Add the slice"
+            f" {folder}, or stop listening to it."
+        )
+    wanted = str(error).partition("'")[2].partition("'")[0]
+    return (
+        f"{at} imports {wanted} from {missing}, which has no such name. Look there for what the"
+        f" slice {folder} publishes, or add the event to it."
+    )
+
+
+def _importing_line(error: ImportError, importer: Slice) -> str:
+    frame, at = error.__traceback__, importer.package
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        if path.startswith(str(importer.path)):
+            at = f"{path}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return at
+
+
+def event_types(annotation: Any) -> tuple[Any, ...]:
+    """The events that a listener's first parameter names: one, or those of a union."""
+    return get_args(annotation) or (annotation,)
+
+
+def attributes_read(function: FunctionType, variable: str) -> set[str]:
+    """The attributes that a function reads from one of its variables."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError):
+        return set()
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == variable
+    }

@@ -1,0 +1,76 @@
+"""The database as two engines: one that writes, one that cannot."""
+
+from typing import Any
+
+from sqlalchemy import event, make_url
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+
+
+class Database:
+    """A database by its URL, `sqlite:///shop.db` or `postgresql://user:password@host/name`.
+
+    Raises ValueError for any other kind of database, and for SQLite in memory, which the writer
+    and the readers could not share.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = _async_url(url)
+        self.dialect = self.url.get_backend_name()
+        if self.dialect == "sqlite":
+            # One writer per process: more only wait for each other inside SQLite, and longer.
+            self.writer = _sqlite_engine(self.url, pool_size=1, readonly=False)
+            self.reader = _sqlite_engine(self.url, pool_size=pool_size, readonly=True)
+        else:
+            self.writer = create_async_engine(
+                self.url,
+                pool_size=pool_size,
+                pool_pre_ping=True,
+                isolation_level="READ COMMITTED",
+            )
+            self.reader = self.writer.execution_options(postgresql_readonly=True)
+
+    async def close(self) -> None:
+        """Close all connections; the engines open new ones if they are used again."""
+        await self.writer.dispose()
+        if self.dialect == "sqlite":
+            await self.reader.dispose()
+
+
+def _async_url(text: str) -> URL:
+    url = make_url(text)
+    backend = url.get_backend_name()
+    if backend not in _DRIVERS:
+        raise ValueError(f"DATABASE_URL: expected sqlite:/// or postgresql://, got {backend}://")
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("DATABASE_URL: expected a file, such as sqlite:///shop.db")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        # The driver's own transaction handling would leave SELECTs outside of transactions.
+        connect_args={"isolation_level": None, "timeout": 30},
+    )
+
+    def on_connect(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    def on_begin(connection: Connection) -> None:
+        # Set at every begin, so that a cancelled transaction cannot leave it wrong for the next.
+        connection.exec_driver_sql(f"PRAGMA query_only = {int(readonly)}")
+        connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+    event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "begin", on_begin)
+    return engine

@@ -1,0 +1,13 @@
+"""What the bus raises: at start-up (WiringError) and while messages run (BusError)."""
+
+
+class WiringError(Exception):
+    """The code cannot be wired: raised before the service starts; lists every finding."""
+
+
+class BusError(RuntimeError):
+    """The bus was used in a way that would lose or corrupt something; says what to do instead."""
+
+
+class UnitDoomedError(BusError):
+    """A nested send failed and its caller went on: nothing of this unit can be committed."""

@@ -1,0 +1,92 @@
+"""Aggregates record events; the unit of work publishes them. Nobody collects them."""
+
+from time import perf_counter
+from typing import Any
+
+from sqlalchemy import event as sa_event
+from sqlalchemy.orm import Session, SessionTransaction, object_session
+
+from .messages import Event
+
+_EVENTS = "bus_events"
+_SAVEPOINTS = "bus_savepoints"
+_UNATTACHED = "_recorded_events"
+
+
+class EventLog(list[tuple[Event, "Recorder | None"]]):
+    """What one unit of work will publish, in order, each with the aggregate that recorded it.
+
+    The list belongs to the session, not to the aggregates: a session forgets an aggregate that
+    nobody holds, and flushes only those whose columns changed.
+    """
+
+
+class Recorder:
+    """Mixed into entities: `self.record(PaymentSettled(payment_id=self.id))`."""
+
+    def record(self, event: Event) -> None:
+        """Publish the event when the transaction that this object is part of commits."""
+        session = object_session(self)
+        if session is None:
+            self.__dict__.setdefault(_UNATTACHED, []).append(event)
+        else:
+            log_of(session).append((event, self))
+
+
+def log_of(session: Session) -> EventLog:
+    """The events recorded or published so far in this session's transaction."""
+    log: EventLog = session.info.setdefault(_EVENTS, EventLog())
+    return log
+
+
+def use_log(session: Session, log: EventLog) -> None:
+    """Let everything that is recorded in this session go to the log."""
+    session.info[_EVENTS] = log
+
+
+class RecordingSession(Session):
+    """A session that keeps what its objects record, and forgets it with a savepoint."""
+
+
+def _attached(session: Session, instance: Any) -> None:
+    for event in instance.__dict__.pop(_UNATTACHED, ()):
+        log_of(session).append((event, instance))
+
+
+def _began(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.info.setdefault(_SAVEPOINTS, {})[transaction] = len(log_of(session))
+
+
+def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
+    length = session.info.get(_SAVEPOINTS, {}).get(transaction)
+    if length is not None:
+        take_back(log_of(session), length)
+
+
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.info[_SAVEPOINTS].pop(transaction)
+
+
+def _transaction_began(session: Session, *_: object) -> None:
+    session.info["began"] = perf_counter()
+
+
+def take_back(log: EventLog, length: int) -> None:
+    """Shorten the log to what it held before.
+
+    An object that was new in a savepoint is out of the session again: it keeps its events, and
+    brings them back if it is added again.
+    """
+    for event, owner in log[length:]:
+        if owner is not None and object_session(owner) is None:
+            owner.record(event)
+    del log[length:]
+
+
+sa_event.listen(RecordingSession, "after_attach", _attached)
+sa_event.listen(RecordingSession, "after_transaction_create", _began)
+sa_event.listen(RecordingSession, "after_soft_rollback", _rolled_back)
+sa_event.listen(RecordingSession, "after_transaction_end", _ended)
+sa_event.listen(RecordingSession, "after_begin", _transaction_began)

@@ -1,0 +1,244 @@
+"""Delivers stored events: each listener in its own transaction, together with the mark that it ran."""
+
+import asyncio
+import datetime as dt
+import random
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from . import tables
+from .bus import Bus, Route
+from .context import Context
+from .engines import Database
+from .errors import BusError
+from .messages import Event
+from .unit import Resources, run_unit
+
+log = structlog.get_logger()
+
+_MOST_ATTEMPTS = 10
+_FIRST_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 300.0
+_POLL_SECONDS = 1.0
+_BATCH = 50
+# SQLite has one writer: the relay leaves every other turn to the requests.
+_AT_ONCE = {"sqlite": 1, "postgresql": 8}
+
+Delivery = sa.Row[Any]
+
+
+class Relay:
+    """Runs the listeners of one process until it is stopped."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        listeners: Mapping[str, Route],
+        events: Mapping[str, type[Event]],
+    ) -> None:
+        """listeners and events are by stored name; listeners are filled when the bus opens."""
+        self._resources = resources
+        self._listeners = listeners
+        self._events = events
+        self._names: dict[int, str] = {}
+        self._package = __package__.rpartition(".")[0]
+        self._awake = asyncio.Event()
+        self._stopping = False
+        self.alive = False
+
+    def use(self, subscriptions: Mapping[str, int]) -> None:
+        """Work for these subscriptions (id by listener) as far as their listeners run here."""
+        self._names = {
+            id_: listener for listener, id_ in subscriptions.items() if listener in self._listeners
+        }
+
+    def wake(self) -> None:
+        """Something was committed: look at once."""
+        self._awake.set()
+
+    def stop(self) -> None:
+        """Take nothing new; `run` returns when what is running has finished."""
+        self._stopping = True
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Deliver until `stop`; survives a database that is away for a while."""
+        self.alive = True
+        try:
+            while not self._stopping:
+                self._awake.clear()
+                try:
+                    await self.work_off()
+                except Exception:
+                    log.exception("relay could not reach the database, trying again")
+                await self._pause()
+        finally:
+            self.alive = False
+
+    async def work_off(self) -> None:
+        """Deliver what is due, until nothing is."""
+        at_once = asyncio.Semaphore(_AT_ONCE[self._database.dialect])
+        while not self._stopping and (due := await self._due()):
+            async with asyncio.TaskGroup() as group:
+                for delivery in due:
+                    group.create_task(self._deliver(delivery, at_once))
+
+    async def unfinished(self) -> Sequence[Delivery]:
+        """The deliveries of this process's listeners that are not done, dead ones included."""
+        query = _deliveries().where(
+            tables.delivery.c.subscription_id.in_(self._names),
+            tables.delivery.c.state.in_(["pending", "dead"]),
+        )
+        async with self._database.reader.connect() as connection:
+            return (await connection.execute(query)).all()
+
+    @property
+    def _database(self) -> Database:
+        if self._resources.database is None:
+            raise BusError("This bus was built without a database: there is nothing to deliver.")
+        return self._resources.database
+
+    async def _pause(self) -> None:
+        try:
+            await asyncio.wait_for(self._awake.wait(), _POLL_SECONDS)
+        except TimeoutError:
+            return
+
+    async def _due(self) -> Sequence[Delivery]:
+        query = (
+            _deliveries()
+            .where(
+                tables.delivery.c.subscription_id.in_(self._names),
+                tables.delivery.c.state == "pending",
+                tables.delivery.c.due <= dt.datetime.now(dt.UTC),
+            )
+            .limit(_BATCH)
+        )
+        async with self._database.reader.connect() as connection:
+            return (await connection.execute(query)).all()
+
+    async def _deliver(self, delivery: Delivery, at_once: asyncio.Semaphore) -> None:
+        async with at_once:
+            if self._stopping:
+                return
+            with structlog.contextvars.bound_contextvars(
+                correlation_id=delivery.correlation_id,
+                listener=self._names[delivery.subscription_id],
+                event_name=delivery.name,
+                event_id=str(delivery.event_id),
+            ):
+                try:
+                    await self._run(delivery)
+                except Exception as error:
+                    await self._record_failure(delivery, error)
+
+    async def _run(self, delivery: Delivery) -> None:
+        listener = self._names[delivery.subscription_id]
+        call = self._listeners[listener]
+        event = self._decode(delivery)
+        context = Context.of_event(delivery.event_id, delivery.correlation_id, delivery.headers)
+
+        async def listen(event: Any, bus: Bus) -> bool:
+            # First of all: whoever else has taken or finished it meanwhile keeps it.
+            if not await self._mark_done(bus, delivery.id):
+                return False
+            await call(event, bus)
+            return True
+
+        if await run_unit(self._resources, context, listen, event, where=listener):
+            log.info("event delivered", attempt=delivery.attempts + 1)
+
+    def _decode(self, delivery: Delivery) -> Event:
+        cls = self._events.get(delivery.name)
+        if cls is None or delivery.event_version > cls.event_version:
+            raise BusError(
+                f"{delivery.name} version {delivery.event_version} is newer than this code"
+                " (or its slice is not here)."
+            )
+        return cls.model_validate(delivery.payload)
+
+    async def _mark_done(self, bus: Bus, delivery_id: int) -> bool:
+        session = bus.session
+        if session is None:
+            raise BusError("A delivery is part of a transaction.")
+        free = (
+            sa.select(tables.delivery.c.id)
+            .where(tables.delivery.c.id == delivery_id, tables.delivery.c.state == "pending")
+            .with_for_update(skip_locked=True)
+        )
+        done = (
+            sa.update(tables.delivery)
+            .where(tables.delivery.c.id.in_(free))
+            .values(state="done", finished_at=dt.datetime.now(dt.UTC))
+            .returning(tables.delivery.c.id)
+        )
+        return (await session.execute(done)).first() is not None
+
+    async def _record_failure(self, delivery: Delivery, error: Exception) -> None:
+        attempts = delivery.attempts + 1
+        dead = attempts >= _MOST_ATTEMPTS
+        now = dt.datetime.now(dt.UTC)
+        # The same fence as success has: a delivery that had committed after all is left alone.
+        failed = (
+            sa.update(tables.delivery)
+            .where(
+                tables.delivery.c.id == delivery.id,
+                tables.delivery.c.state == "pending",
+                tables.delivery.c.attempts == delivery.attempts,
+            )
+            .values(
+                attempts=attempts,
+                state="dead" if dead else "pending",
+                due=now + dt.timedelta(seconds=retry_delay(attempts)),
+                error_type=type(error).__qualname__,
+                error_frame=own_frame(error, self._package),
+                error_message="".join(traceback.format_exception(error)),
+            )
+        )
+        async with self._database.writer.begin() as connection:
+            await connection.execute(failed)
+        if dead:
+            log.exception("event given up, kept as a dead letter", attempt=attempts)
+        else:
+            log.warning("listener failed, will be tried again", attempt=attempts, error=repr(error))
+
+
+def retry_delay(attempts: int) -> float:
+    """Seconds until the next attempt: exponential, with jitter so that failures spread out."""
+    longest = min(_FIRST_RETRY_SECONDS * 2 ** (attempts - 1), _LONGEST_RETRY_SECONDS)
+    return random.uniform(longest / 2, longest)
+
+
+def own_frame(error: BaseException, package: str) -> str:
+    """Where in the service's own slices it failed, as 'module:function:line'; '' if nowhere."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(f"{package}.slices."):
+            return f"{module}:{frame.f_code.co_name}:{line}"
+    return ""
+
+
+def _deliveries() -> sa.Select[Any]:
+    delivery, event = tables.delivery, tables.event
+    return (
+        sa.select(
+            delivery.c.id,
+            delivery.c.subscription_id,
+            delivery.c.event_version,
+            delivery.c.state,
+            delivery.c.due,
+            delivery.c.attempts,
+            delivery.c.error_message,
+            event.c.id.label("event_id"),
+            event.c.name,
+            event.c.payload,
+            event.c.headers,
+            event.c.correlation_id,
+        )
+        .join(event, event.c.position == delivery.c.event_position)
+        .order_by(delivery.c.id)
+    )

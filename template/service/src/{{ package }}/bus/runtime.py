@@ -1,0 +1,163 @@
+"""The bus, put together: build it, open it, take one Bus for each request from it."""
+
+import asyncio
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import Any, Self
+
+from pydantic_settings import BaseSettings
+
+from .bus import Bus
+from .catalog import Catalog, read
+from .context import Context
+from .discovery import Slice, find_slices
+from .engines import Database
+from .errors import BusError, WiringError
+from .messages import Event
+from .outbox import Outbox
+from .relay import Delivery, Relay
+from .routing import Routes, fill
+from .services import Services
+from .subscriptions import subscribe, wanted_by
+from .unit import Resources, run_unit
+from .wiring import Wiring, check
+
+
+class Runtime:
+    """A wired bus. `async with runtime:` opens its services and writes its subscriptions."""
+
+    def __init__(self, catalog: Catalog, wiring: Wiring, database: Database | None) -> None:
+        self.catalog = catalog
+        self.wiring = wiring
+        self.database = database
+        self._routes = Routes()
+        outbox = Outbox(catalog.events)
+        self._resources = Resources(self._routes.messages, self._routes.inline, outbox, database)
+        self.relay = Relay(self._resources, self._routes.listeners, _events_by_name(catalog))
+        self._resources.on_commit = self.relay.wake
+        self._open = AsyncExitStack()
+
+    @property
+    def slices(self) -> list[Slice]:
+        """The slices that run here."""
+        return self.wiring.catalog.slices
+
+    @property
+    def routers(self) -> list[Any]:
+        """`router` of each slice that runs here and has one."""
+        modules = [m for one in self.slices for m in self.catalog.modules[one.name]]
+        return [m.router for m in modules if m.__name__.endswith(".router")]
+
+    def bus(self, context: Context | None = None) -> Bus:
+        """A bus for one request; each send on it is a unit of work of its own."""
+        return Bus(self._routes.messages, context or Context())
+
+    async def publish(self, *events: Event) -> None:
+        """Publish events from outside of any handler, in a unit of work of their own."""
+
+        async def publish(events: tuple[Event, ...], bus: Bus) -> None:
+            for event in events:
+                bus.publish(event)
+
+        await run_unit(self._resources, Context(), publish, events)
+
+    async def __aenter__(self) -> Self:
+        self._open.push_async_callback(self.wiring.services.container.close)
+        services = self.wiring.services
+        constants = {one: await services.of_application(one) for one in self._needed()}
+        fill(self._resources, self._routes, self.wiring, constants)
+        if self.database is not None:
+            async with self.database.writer.begin() as connection:
+                self.relay.use(await subscribe(connection, wanted_by(self.catalog)))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._open.aclose()
+
+    async def settled(self, timeout: float = 10.0) -> None:
+        """Wait until every delivery is done, those that they cause included; for tests.
+
+        timeout is in seconds. Raises TimeoutError with what is unfinished, at once if a delivery
+        is dead.
+        """
+        unfinished: Sequence[Delivery] = ()
+        try:
+            async with asyncio.timeout(timeout):
+                while unfinished := await self.relay.unfinished():
+                    if all(one.state == "dead" for one in unfinished):
+                        break
+                    await self._progress()
+        except TimeoutError:
+            pass
+        if unfinished:
+            raise TimeoutError("Not settled:\n" + "\n".join(map(_told, unfinished)))
+
+    async def _progress(self) -> None:
+        if not self.relay.alive:
+            await self.relay.work_off()
+        await asyncio.sleep(0.005)
+
+    def _needed(self) -> set[Any]:
+        return set(self.wiring.needed_services())
+
+
+def build(
+    package: str,
+    *,
+    database: Database | None,
+    settings: Sequence[BaseSettings] = (),
+    slices: Collection[str] | None = None,
+    overrides: Mapping[type, object] | None = None,
+) -> Runtime:
+    """Find, check and wire the slices of a service.
+
+    package is the service's, such as 'shop'. slices names those that run here (all, if None). The
+    functions of the others do not run, but their subscriptions are written. overrides replaces
+    services by type, in tests. Raises WiringError with everything that does not fit.
+    """
+    found = find_slices(package)
+    catalog = read(found, _service_modules(package))
+    active = catalog.only(_chosen(found, slices))
+    modules = [module for one in active.slices for module in catalog.modules[one.name]]
+    services = Services([*_service_modules(package), *modules], settings, overrides)
+    wiring = check(active, services)
+    if database is None and (stored := wanted_by(active)):
+        raise WiringError(f"{stored[0].listener} listens to stored events, which need a database.")
+    return Runtime(catalog, wiring, database)
+
+
+def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:
+    if wanted is None:
+        return list(found)
+    if unknown := set(wanted) - {one.name for one in found}:
+        names = ", ".join(one.name for one in found)
+        raise WiringError(f"SLICES: no slice {', '.join(sorted(unknown))}; here are: {names}.")
+    return [one for one in found if one.name in wanted]
+
+
+def _service_modules(package: str) -> list[ModuleType]:
+    """Modules outside of the slices that may hold guards or providers."""
+    names = [f"{package}.base.auth", f"{package}.providers"]
+    return [module for name in names if (module := _import_if_there(name))]
+
+
+def _import_if_there(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        return None
+
+
+def _events_by_name(catalog: Catalog) -> dict[str, type[Event]]:
+    return {name: cls for cls, found in catalog.events.items() for name in found.names}
+
+
+def _told(delivery: Delivery) -> str:
+    return (
+        f"  {delivery.state} {delivery.name} {delivery.payload}, attempt {delivery.attempts}:"
+        f" {delivery.error_message or 'no listener has run it'}"
+    )

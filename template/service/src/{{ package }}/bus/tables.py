@@ -1,0 +1,111 @@
+"""The bus's own tables: the event log, who is subscribed, and one row per delivery."""
+
+import sqlalchemy as sa
+
+from .types import Utc
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only for INTEGER; there it holds 64 bits as well.
+_BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_Time = Utc()
+
+event = sa.Table(
+    "bus_event",
+    metadata,
+    sa.Column("position", _BigId, primary_key=True),
+    sa.Column("id", sa.Uuid(), nullable=False, unique=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("version", sa.Integer(), nullable=False),
+    sa.Column("key", sa.String(200), nullable=False),
+    sa.Column("payload", sa.JSON(), nullable=False),
+    sa.Column("headers", sa.JSON(), nullable=False),
+    sa.Column("correlation_id", sa.String(64), nullable=False),
+    sa.Column("causation_id", sa.Uuid()),
+    # The transaction that wrote the row (PostgreSQL; 0 on SQLite): readers of the log that keep a
+    # position need it to tell rows that are still being committed.
+    sa.Column("tx", sa.BigInteger(), nullable=False),
+    sa.Column("recorded_at", _Time, nullable=False),
+    sa.Index(None, "name", "position"),
+    sa.Index(None, "key", "position"),
+    sa.Index(None, "correlation_id"),
+    sqlite_autoincrement=True,
+)
+
+subscription = sa.Table(
+    "bus_subscription",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True),
+    sa.Column("listener", sa.String(200), nullable=False, unique=True),
+    sa.Column("slice", sa.String(32), nullable=False),
+    sa.Column("ordered", sa.Boolean(), nullable=False),
+    sa.Column("from_position", sa.BigInteger(), nullable=False),
+    sa.Column("backfilled_to", sa.BigInteger()),
+    sa.Column("paused_until", _Time),
+    sa.Column("paused_reason", sa.Text()),
+    sa.Column("retired_at", _Time),
+    sa.Column("created_at", _Time, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Current names and old ones, of listeners and of the events that they want.
+subscription_name = sa.Table(
+    "bus_subscription_name",
+    metadata,
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("subscription_id", sa.BigInteger(), primary_key=True),
+)
+
+# No foreign key to the subscription: it would cost every insert a fifth to a third.
+delivery = sa.Table(
+    "bus_delivery",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True),
+    sa.Column("event_position", sa.BigInteger(), nullable=False),
+    sa.Column("subscription_id", sa.BigInteger(), nullable=False),
+    sa.Column("run", sa.Integer(), nullable=False),
+    sa.Column("event_version", sa.Integer(), nullable=False),
+    sa.Column("lane", sa.String(200)),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("due", _Time, nullable=False),
+    sa.Column("attempts", sa.Integer(), nullable=False),
+    sa.Column("losses", sa.Integer(), nullable=False),
+    sa.Column("token", sa.Uuid()),
+    sa.Column("worker_id", sa.Uuid()),
+    sa.Column("lease_until", _Time),
+    sa.Column("finished_at", _Time),
+    sa.Column("error_type", sa.String(200)),
+    sa.Column("error_frame", sa.String(400)),
+    sa.Column("error_message", sa.Text()),
+    sa.UniqueConstraint("event_position", "subscription_id", "run"),
+    sqlite_autoincrement=True,
+)
+
+
+def _partial(name: str, columns: tuple[str, ...], where: str) -> sa.Index:
+    condition = sa.text(where)
+    return sa.Index(
+        f"ix_bus_delivery_{name}",
+        *(delivery.c[column] for column in columns),
+        postgresql_where=condition,
+        sqlite_where=condition,
+    )
+
+
+_partial("claim", ("subscription_id", "due", "id"), "state = 'pending'")
+_partial(
+    "order",
+    ("subscription_id", "lane", "id"),
+    "lane IS NOT NULL AND state IN ('waiting', 'pending', 'working', 'dead')",
+)
+_partial("lease", ("lease_until",), "state = 'working'")
+_partial("dead", ("subscription_id", "error_type", "error_frame"), "state = 'dead'")
+_partial("finished", ("finished_at",), "state IN ('done', 'dropped')")

@@ -1,0 +1,276 @@
+"""The unit of work: one transaction, from the first message in to the commit."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from .bus import Bus, Route
+from .context import Context
+from .engines import Database
+from .errors import BusError, UnitDoomedError
+from .messages import Event
+from .outbox import Outbox
+from .recording import EventLog, take_back
+from .session import UnitSession
+
+log = structlog.get_logger()
+
+_current: ContextVar["UnitOfWork | None"] = ContextVar("unit_of_work", default=None)
+
+# A transaction that the database gave up for another's sake may simply run again.
+_TRANSIENT_SQLSTATES = {"40001", "40P01"}
+_MOST_RUNS = 3
+_MOST_INLINE_ROUNDS = 100
+# On SQLite a writer keeps all other writers waiting.
+_SLOW_WRITE_SECONDS = 0.25
+
+
+@dataclass(slots=True)
+class Resources:
+    """What every unit of work of one bus uses."""
+
+    routes: Mapping[type, Route]
+    inline: Mapping[type[Event], Sequence[Route]]
+    outbox: Outbox
+    database: Database | None
+    on_commit: Callable[[], None] = field(default=lambda: None)
+
+
+async def run_unit(
+    resources: Resources,
+    context: Context,
+    call: Route,
+    message: object,
+    *,
+    readonly: bool = False,
+    where: str = "",
+) -> Any:
+    """Run call(message, bus) as one transaction; returns what it returns, after the commit.
+
+    A deadlock or a serialization failure runs it again. Raises BusError if this task is already
+    inside of a unit of work.
+    """
+    outer = _current.get()
+    if outer is not None and outer.is_open:
+        raise BusError(
+            f"{type(message).__name__} would open a second unit of work inside of one, and both"
+            " could wait for each other: send it on the bus that the handler is given."
+        )
+    for run in range(1, _MOST_RUNS + 1):
+        unit = UnitOfWork(resources, context, readonly=readonly, where=where)
+        try:
+            return await unit.run(call, message)
+        except DBAPIError as error:
+            if run == _MOST_RUNS or not _is_transient(error):
+                raise
+
+
+class UnitOfWork:
+    """One transaction and the events that it will store. Sends inside of it join it."""
+
+    __slots__ = (
+        "_depth",
+        "_doomed_by",
+        "_readonly",
+        "_resources",
+        "_session",
+        "_where",
+        "context",
+        "is_open",
+        "log",
+    )
+
+    def __init__(
+        self, resources: Resources, context: Context, *, readonly: bool = False, where: str = ""
+    ) -> None:
+        self.context = context
+        self.log = EventLog()
+        self.is_open = True
+        self._resources = resources
+        self._readonly = readonly
+        self._where = where
+        self._session: UnitSession | None = None
+        self._depth = 0
+        self._doomed_by: BaseException | None = None
+
+    @property
+    def has_database(self) -> bool:
+        """Whether there is a session to ask for."""
+        return self._resources.database is not None
+
+    @property
+    def session(self) -> UnitSession:
+        """The session of this unit; its transaction begins with the first statement."""
+        if self._session is None:
+            database = self._resources.database
+            if database is None:
+                raise BusError("This bus was built without a database.")
+            engine = database.reader if self._readonly else database.writer
+            self._session = UnitSession(engine, self.log)
+        return self._session
+
+    async def run(self, call: Route, message: object) -> Any:
+        """Run the outermost message and commit."""
+        token = _current.set(self)
+        try:
+            result = await call(message, self._bus())
+            await self._commit()
+            return result
+        finally:
+            self.is_open = False
+            _current.reset(token)
+            if self._session is not None:
+                await _to_the_end(self._close(self._session))
+
+    async def join(self, call: Route, message: object, depth: int) -> Any:
+        """Run a nested command. If it fails, nothing of this unit may be committed."""
+        self._enter(depth)
+        try:
+            return await call(message, self._bus())
+        except BaseException as error:
+            self._doomed_by = error
+            raise
+        finally:
+            self._depth -= 1
+
+    async def join_query(self, call: Route, query: object, depth: int) -> Any:
+        """Run a nested query: it sees what this unit has written, and cannot write."""
+        self._enter(depth)
+        try:
+            if self._readonly:
+                return await call(query, self._bus())
+            async with self._reading():
+                return await call(query, self._bus())
+        finally:
+            self._depth -= 1
+
+    def publish(self, event: Event, depth: int) -> None:
+        """Add the event to what is stored at the commit."""
+        self._check(depth)
+        self._resources.outbox.check(event)
+        self.log.append((event, None))
+
+    @asynccontextmanager
+    async def savepoint(self, depth: int) -> AsyncIterator[None]:
+        """Undo what happens inside if it raises, and only that."""
+        self._check(depth)
+        doomed_by, length = self._doomed_by, len(self.log)
+        try:
+            if self._resources.database is None:
+                yield
+            else:
+                async with self.session.begin_nested():
+                    yield
+        except BaseException:
+            self._doomed_by = doomed_by
+            take_back(self.log, length)
+            raise
+
+    def _bus(self) -> Bus:
+        return Bus(self._resources.routes, self.context, self, self._depth)
+
+    def _enter(self, depth: int) -> None:
+        self._check(depth)
+        self._depth += 1
+
+    def _check(self, depth: int) -> None:
+        if not self.is_open:
+            raise BusError("The unit of work of this bus is over: its handler has returned.")
+        if depth != self._depth:
+            raise BusError(
+                "Two tasks use one unit of work at once (asyncio.gather?): a transaction does one"
+                " thing after the other. Await each send before the next."
+            )
+
+    async def _commit(self) -> None:
+        if self._doomed_by is not None:
+            raise UnitDoomedError(
+                f"Nothing was committed: a nested send failed ({self._doomed_by!r}) and its caller"
+                " went on. Let the error through, or send inside `async with bus.savepoint():`."
+            ) from self._doomed_by
+        if self._readonly:
+            return
+        await self._settle()
+        if self.log and self.has_database:
+            events = [event for event, _ in self.log]
+            await self._resources.outbox.store(self.session, events, self.context)
+        if self._session is not None:
+            await _to_the_end(self._session.commit_unit())
+        if self.log:
+            self._resources.on_commit()
+
+    async def _settle(self) -> None:
+        """Flush and run inline listeners, which may change and publish more, until all is quiet."""
+        heard = 0
+        for _ in range(_MOST_INLINE_ROUNDS):
+            if self._session is not None:
+                await self._session.flush()
+            if heard == len(self.log):
+                return
+            news, heard = self.log[heard:], len(self.log)
+            for event, _owner in news:
+                for listener in self._resources.inline.get(type(event), ()):
+                    await listener(event, self._bus())
+        raise BusError(
+            f"Inline listeners published on and on ({type(self.log[-1][0]).__name__} last):"
+            " one of them causes its own event."
+        )
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        database = self._resources.database
+        if database is None:
+            yield
+            return
+        on, off = _READONLY[database.dialect]
+        await self.session.flush()
+        try:
+            async with self.session.begin_nested():
+                await self.session.execute(on)
+                yield
+                await self.session.flush()
+        finally:
+            if off is not None:
+                await self.session.execute(off)
+
+    async def _close(self, session: UnitSession) -> None:
+        began = session.sync_session.info.get("began")
+        await session.close_unit()
+        if began is None or self._readonly or session.bind.dialect.name != "sqlite":
+            return
+        seconds = perf_counter() - began
+        if seconds > _SLOW_WRITE_SECONDS:
+            log.warning("other writers had to wait", held_seconds=round(seconds, 3), by=self._where)
+
+
+# PostgreSQL ends this with the savepoint; SQLite has to be told.
+_READONLY = {
+    "postgresql": (text("SET TRANSACTION READ ONLY"), None),
+    "sqlite": (text("PRAGMA query_only = 1"), text("PRAGMA query_only = 0")),
+}
+
+
+async def _to_the_end(step: Any) -> None:
+    """Await a step that must not be cut off. A cancellation that comes meanwhile is too late.
+
+    It is not raised again: its sender would take for failed what was committed.
+    """
+    task = asyncio.ensure_future(step)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            continue
+    task.result()
+
+
+def _is_transient(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES

@@ -1,0 +1,246 @@
+"""Checks that what was found fits together: the service does not start if it does not."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any
+
+from .catalog import Catalog, Marked, attributes_read, event_types, where
+from .errors import WiringError
+from .injection import Plan, Source, plan
+from .marks import Guards, Listens
+from .messages import Command, Event, Query
+from .services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """A marked function that passed its checks, and the plan for calling it."""
+
+    marked: Marked
+    plan: Plan
+
+
+@dataclass(slots=True)
+class Wiring:
+    """Who handles, guards and hears what; no function has run yet."""
+
+    catalog: Catalog
+    services: Services
+    handlers: dict[type[Command[Any]], Wired] = field(default_factory=dict)
+    listeners: dict[str, Wired] = field(default_factory=dict)
+    guards: list[Wired] = field(default_factory=list)
+
+    def needed_services(self) -> Iterator[Any]:
+        """The types of the application's services that functions ask for."""
+        for wired in [*self.handlers.values(), *self.listeners.values(), *self.guards]:
+            for wanted, source in wired.plan.parameters:
+                if source is Source.APPLICATION:
+                    yield wanted
+
+    def guards_of(self, command: type[Command[Any]]) -> list[Wired]:
+        """The guards of a command or query, outermost first."""
+        return [wired for wired in self.guards if _covers(wired, command)]
+
+
+def check(catalog: Catalog, services: Services) -> Wiring:
+    """Match messages with functions. Raises WiringError with everything that does not fit."""
+    wiring = Wiring(catalog, services)
+    errors: list[str] = []
+    for event in catalog.events:
+        errors += _event_errors(event)
+    errors += _shared_names(catalog)
+    for marked, add in _marked(wiring):
+        try:
+            errors += add(wiring, Wired(marked, plan(marked.function, services)))
+        except WiringError as error:
+            errors.append(str(error))
+    errors += _unhandled(wiring)
+    if errors:
+        raise WiringError("\n".join(errors))
+    return wiring
+
+
+def result_type(command: type[Command[Any]]) -> Any:
+    """The R of Command[R]; raises LookupError for a bare `class X(Command)`."""
+    for base in command.__mro__:
+        generic = getattr(base, "__pydantic_generic_metadata__", None) or {}
+        if generic.get("origin") in (Command, Query) and generic["args"]:
+            return generic["args"][0]
+    raise LookupError(command)
+
+
+def _marked(wiring: Wiring) -> Iterator[tuple[Marked, Any]]:
+    catalog = wiring.catalog
+    yield from ((one, _add_guard) for one in catalog.guards)
+    yield from ((one, _add_handler) for one in catalog.handlers)
+    yield from ((one, _add_listener) for one in catalog.listeners)
+
+
+def _add_guard(wiring: Wiring, wired: Wired) -> Iterator[str]:
+    wiring.guards.append(wired)
+    if not inspect.isclass(wired.plan.message):
+        yield _wrong(wired, "a message's type as the first parameter", wired.plan.message)
+    if Source.PROCEED in wired.plan.sources:
+        if not wired.plan.is_async:
+            yield f"{_at(wired)}: a guard that runs around a handler is `async def`."
+        if Source.MESSAGE in wired.plan.sources:
+            yield (
+                f"{_at(wired)}: a guard that runs around a handler cannot ask for what lives for one"
+                " message; give its provider Scope.APP."
+            )
+
+
+def _add_handler(wiring: Wiring, wired: Wired) -> Iterator[str]:
+    command = wired.plan.message
+    if command not in wiring.catalog.commands:
+        yield _wrong(wired, "a command or query (that no other is made from)", command)
+        return
+    owner = wiring.catalog.commands[command]
+    if owner != wired.marked.slice:
+        yield (
+            f"{_at(wired)}: {command.__name__} belongs to the slice {owner.name}: only that slice"
+            " handles it. React to an event of its contracts.py instead."
+        )
+    if other := wiring.handlers.get(command):
+        yield (
+            f"{_at(wired)}: {command.__name__} has a handler already,"
+            f" {other.marked.function.__name__} at {other.marked.where}. Remove one of them."
+        )
+    wiring.handlers[command] = wired
+    yield from _result_errors(wired, command)
+    if issubclass(command, Query) and Source.BUS in wired.plan.sources:
+        yield f"{_at(wired)}: the handler of a query only reads: ask for a QueryBus, not a Bus."
+    yield from _no_proceed(wired)
+
+
+def _result_errors(wired: Wired, command: type[Command[Any]]) -> Iterator[str]:
+    try:
+        expected = result_type(command)
+    except LookupError:
+        yield (
+            f"{where(command)}: {command.__name__} does not say what it answers with: write"
+            f" `class {command.__name__}(Command[None])`, or the view in place of None."
+        )
+        return
+    found = wired.plan.returns
+    if found is not Any and (found or NoneType) != (expected or NoneType):
+        yield (
+            f"{_at(wired)}: expected it to return {_named(expected)}, which {command.__name__}"
+            f" promises, got {_named(found)}."
+        )
+
+
+def _add_listener(wiring: Wiring, wired: Wired) -> Iterator[str]:
+    name, events = wired.marked.name, event_types(wired.plan.message)
+    for old in (name, *wired.marked.aliases):
+        if other := wiring.listeners.get(old):
+            yield f"{_at(wired)}: {other.marked.where} is a listener named {old} too: rename one."
+    wiring.listeners[name] = wired
+    for event in events:
+        yield from _heard_event_errors(wiring, wired, event)
+    yield from _no_proceed(wired)
+    yield from _next_command_errors(wiring, wired)
+    if all(inspect.isclass(event) and issubclass(event, Event) for event in events):
+        yield from _unknown_attributes(wired, events)
+
+
+def _heard_event_errors(wiring: Wiring, wired: Wired, event: Any) -> Iterator[str]:
+    if not (inspect.isclass(event) and issubclass(event, Event)):
+        yield _wrong(wired, "an event", event)
+        return
+    found = wiring.catalog.events.get(event)
+    if found is None:
+        yield f"{_at(wired)}: {event.__name__} ({where(event)}) belongs to no slice."
+        return
+    own = wired.marked.slice is not None and found.slice == wired.marked.slice.name
+    if not own and not event.__module__.endswith(".contracts"):
+        yield (
+            f"{_at(wired)}: {event.__name__} is private to the slice {found.slice}"
+            f" ({where(event)}). Only events in its contracts.py are for others."
+        )
+    if not own and isinstance(wired.marked.mark, Listens) and wired.marked.mark.inline:
+        yield (
+            f"{_at(wired)}: an inline listener is part of the publisher's transaction, so that it"
+            f" hears its own slice only; {event.__name__} is from {found.slice}. Drop `inline`."
+        )
+
+
+def _next_command_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:
+    for command in event_types(wired.plan.returns):
+        if command in (Any, None, NoneType):
+            continue
+        if wiring.catalog.commands.get(command) != wired.marked.slice:
+            yield (
+                f"{_at(wired)}: a listener returns a command of its own slice, or None, got"
+                f" {_named(command)}."
+            )
+
+
+def _unknown_attributes(wired: Wired, events: tuple[type[Event], ...]) -> Iterator[str]:
+    """What the listener reads from its event but the event does not have."""
+    message = next(iter(inspect.signature(wired.marked.function).parameters))
+    for attribute in sorted(attributes_read(wired.marked.function, message)):
+        for event in events:
+            if not hasattr(event, attribute) and attribute not in event.model_fields:
+                yield (
+                    f"{_at(wired)}: reads {message}.{attribute}, but {event.__name__}"
+                    f" ({where(event)}) has {', '.join(event.model_fields)}."
+                )
+
+
+def _event_errors(event: type[Event]) -> Iterator[str]:
+    at = f"{where(event)}: {event.__name__}"
+    if event.event_key not in event.model_fields:
+        fields = ", ".join(event.model_fields)
+        yield (
+            f'{at}: an event names the field with the id of what it is about: key="…", one of its'
+            f" fields ({fields}); got {event.event_key!r}."
+        )
+
+
+def _shared_names(catalog: Catalog) -> Iterator[str]:
+    owners: dict[str, type[Event]] = {}
+    for event, found in catalog.events.items():
+        for name in found.names:
+            other = owners.setdefault(name, event)
+            if other is not event:
+                yield f"{where(event)} and {where(other)} are both stored as {name}: rename one."
+
+
+def _unhandled(wiring: Wiring) -> Iterator[str]:
+    for command, owner in wiring.catalog.commands.items():
+        if command not in wiring.handlers:
+            yield (
+                f"{where(command)}: {command.__name__} has no handler. Write one in"
+                f" {owner.path / 'handlers.py'}: @handle async def …(message: {command.__name__})."
+            )
+
+
+def _covers(wired: Wired, command: type[Command[Any]]) -> bool:
+    guarded = wired.plan.message
+    generic = getattr(guarded, "__pydantic_generic_metadata__", None) or {}
+    if not issubclass(command, generic.get("origin") or guarded):
+        return False
+    takes_queries = isinstance(wired.marked.mark, Guards) and wired.marked.mark.queries
+    return takes_queries or not issubclass(command, Query)
+
+
+def _no_proceed(wired: Wired) -> Iterator[str]:
+    if Source.PROCEED in wired.plan.sources:
+        yield f"{_at(wired)}: only a @guard takes a Proceed."
+
+
+def _wrong(wired: Wired, expected: str, found: Any) -> str:
+    return f"{_at(wired)}: expected {expected} as the first parameter, got {_named(found)}."
+
+
+def _at(wired: Wired) -> str:
+    return f"{wired.marked.where}: {wired.marked.function.__name__}"
+
+
+def _named(annotation: Any) -> str:
+    if annotation is None or annotation is NoneType:
+        return "None"
+    return getattr(annotation, "__name__", None) or str(annotation)

@@ -1,0 +1,117 @@
+"""The command line."""
+
+import asyncio
+import json
+import signal
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from .app import PACKAGE, build_runtime, opened
+from .base import auth, logs, migrate
+from .bus import WiringError
+from .bus.describe import describe_message, describe_service
+from .bus.engines import Database
+from .bus.runtime import Runtime, build
+from .bus.subscriptions import subscribe, wanted_by
+from .settings import Settings
+
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+auth.add_commands(cli)
+
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Port = Annotated[int, typer.Option(help="The port to listen on.")]
+
+
+def main() -> None:
+    """Run a command; code that does not fit together is reported without a traceback."""
+    try:
+        cli()
+    except WiringError as error:
+        sys.exit(f"{error}")
+
+
+@cli.command()
+def dev(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Migrate, run, and start again when the code changes."""
+    _migrate(["upgrade"])
+    _serve(host, port, reload=True)
+
+
+@cli.command()
+def run(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the service: HTTP, and delivery of events."""
+    _serve(host, port)
+
+
+@cli.command()
+def worker() -> None:
+    """Deliver events, without HTTP."""
+    settings = Settings()
+    logs.configure(settings.log_level, json=settings.in_production)
+    asyncio.run(_work(build_runtime(settings)))
+
+
+@cli.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def db(context: typer.Context) -> None:
+    """Migrations: Alembic's own commands (`db upgrade`, `db revision SLICE -m TEXT`, `db --help`)."""
+    _migrate(context.args)
+
+
+@cli.command()
+def describe(
+    message: Annotated[str | None, typer.Argument(help="A command, query or event.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show slices and messages; or where one message goes, and what may follow."""
+    runtime = build(PACKAGE, database=Database(Settings().database_url))
+    found = describe_message(runtime, message) if message else describe_service(runtime)
+    typer.echo(json.dumps(found.data, indent=2) if as_json else found.text)
+
+
+def _serve(host: str, port: int, *, reload: bool = False) -> None:
+    if not reload:
+        build(PACKAGE, database=Database(Settings().database_url), slices=Settings().slices)
+    with suppress(KeyboardInterrupt):
+        uvicorn.run(
+            f"{PACKAGE}.app:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            reload=reload,
+            reload_dirs=["src"] if reload else None,
+            log_config=None,
+            access_log=False,
+        )
+
+
+async def _work(runtime: Runtime) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, runtime.relay.stop)
+    async with opened(runtime, relay=False):
+        await runtime.relay.run()
+
+
+def _migrate(arguments: list[str]) -> None:
+    url = Settings().database_url
+    migrate.run(arguments, package=PACKAGE, url=url, after_upgrade=_subscribe)
+
+
+async def _subscribe(database: Database) -> None:
+    catalog = build(PACKAGE, database=database).catalog
+    async with database.writer.begin() as connection:
+        await subscribe(connection, wanted_by(catalog))
+
+
+if __name__ == "__main__":
+    main()

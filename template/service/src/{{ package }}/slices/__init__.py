@@ -1,0 +1,1 @@
+"""The slices of this service, one folder each."""

