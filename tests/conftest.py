@@ -5,11 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import copier
 import pytest
+from jinja2 import FileSystemLoader
+from jinja2.sandbox import SandboxedEnvironment
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,6 +39,15 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and ".git" not in path.relative_to(folder).parts
     }
+
+
+@cache
+def macros(name: str) -> Any:
+    """A file of the template's macros, as a module: its macros are functions of strings."""
+    extension = "jinja2_ansible_filters.AnsibleCoreFiltersExtension"
+    loader = FileSystemLoader(ROOT)
+    environment = SandboxedEnvironment(loader=loader, extensions=[extension])
+    return environment.get_template(f"template/{name}.jinja").module
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-from calls.base.guards import Guarded1, Guarded3, Surrounded1, Surrounded3
+from calls.guards import Guarded1, Guarded3, Surrounded1, Surrounded3
 from calls.bus import Command, Event
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Response
+from sqlalchemy.exc import SQLAlchemyError
 
 from .base import auth, logs, problems
 from .base.branches import Branches
@@ -30,23 +31,34 @@ def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = 
     )
 
 
-@asynccontextmanager
-async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runtime]:
-    """Check the database, open the bus, and deliver events meanwhile.
+class StartError(Exception):
+    """The service cannot start as things are; says why, and what to do."""
 
-    Raises RuntimeError if the database is behind the code.
-    """
-    if runtime.database is None:
-        raise RuntimeError("The service needs a database.")
-    standing = await Branches(PACKAGE).compare(runtime.database)
+
+async def check_database(database: Database) -> None:
+    """Raises StartError if the database cannot be reached, or is behind the code."""
+    try:
+        standing = await Branches(PACKAGE).compare(database)
+    except (OSError, SQLAlchemyError) as error:
+        raise StartError(f"The database {database.url!r} cannot be reached: {error}") from error
     if standing.behind:
-        raise RuntimeError(
-            f"The database is behind the code ({', '.join(standing.behind)}): run `db upgrade`."
+        raise StartError(
+            f"The database {database.url!r} is behind the code (it lacks"
+            f" {', '.join(standing.behind)}). Run `db upgrade` first."
         )
     if standing.newer:
-        log.warning("the database is newer than the code", revisions=list(standing.newer))
+        log.warning("the database is newer than the code", revisions=standing.newer)
+
+
+@asynccontextmanager
+async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runtime]:
+    """Check the database, open the bus, and deliver events meanwhile. Raises StartError."""
+    if runtime.database is None:
+        raise StartError("The service needs a database.")
+    await check_database(runtime.database)
     async with runtime:
         delivering = asyncio.create_task(runtime.relay.run()) if relay else None
+        await asyncio.sleep(0)  # The relay begins now, so that readiness can tell.
         try:
             yield runtime
         finally:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from pydantic import ValidationError
 
-from .app import PACKAGE, build_runtime, opened
+from .app import PACKAGE, StartError, build_runtime, check_database, create_app, opened
 from .base import auth, logs, migrate
 from .bus import WiringError
 from .bus.describe import describe_message, describe_service
@@ -27,11 +28,11 @@ Port = Annotated[int, typer.Option(help="The port to listen on.")]
 
 
 def main() -> None:
-    """Run a command; code that does not fit together is reported without a traceback."""
+    """Run a command; what keeps the service from starting is told without a traceback."""
     try:
         cli()
-    except WiringError as error:
-        sys.exit(f"{error}")
+    except (StartError, WiringError, ValidationError) as error:
+        sys.exit(str(error))
 
 
 @cli.command()
@@ -63,7 +64,7 @@ def worker() -> None:
     }
 )
 def db(context: typer.Context) -> None:
-    """Migrations: Alembic's own commands (`db upgrade`, `db revision SLICE -m TEXT`, `db --help`)."""
+    """Migrations, by Alembic's commands: `db upgrade`, `db revision SLICE -m TEXT`, `db --help`."""
     _migrate(context.args)
 
 
@@ -79,12 +80,13 @@ def describe(
 
 
 def _serve(host: str, port: int, *, reload: bool = False) -> None:
-    if not reload:
-        build(PACKAGE, database=Database(Settings().database_url), slices=Settings().slices)
+    # What keeps it from starting is told in a line here; the server would end in its traceback.
+    app = create_app()
+    asyncio.run(_check_database())
     with suppress(KeyboardInterrupt):
         uvicorn.run(
-            f"{PACKAGE}.app:create_app",
-            factory=True,
+            f"{PACKAGE}.app:create_app" if reload else app,
+            factory=reload,
             host=host,
             port=port,
             reload=reload,
@@ -92,6 +94,12 @@ def _serve(host: str, port: int, *, reload: bool = False) -> None:
             log_config=None,
             access_log=False,
         )
+
+
+async def _check_database() -> None:
+    database = Database(Settings().database_url)
+    await check_database(database)
+    await database.close()
 
 
 async def _work(runtime: Runtime) -> None:

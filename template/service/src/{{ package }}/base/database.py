@@ -1,7 +1,7 @@
 """What tables are made of: the base of all entities, and column types that lose nothing."""
 
 import datetime as dt
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -59,5 +59,5 @@ class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
 
 
 def Digits(precision: int, scale: int) -> Any:  # noqa: N802
-    """For messages: `Annotated[Decimal, Digits(12, 2)]` refuses what `Exact(12, 2)` cannot store."""
+    """`Annotated[Decimal, Digits(12, 2)]` in a message refuses what `Exact(12, 2)` would."""
     return Field(max_digits=precision, decimal_places=scale)

@@ -43,7 +43,7 @@ class Page(BaseModel, Generic[T]):
 
     @classmethod
     def of(cls, items: Sequence[T], limit: int) -> Self:
-        """The first `limit` of the items, which have ids; pass one more, to tell that more follow."""
+        """The first `limit` of the items, which have ids; one more tells that more follow."""
         more = len(items) > limit
         last: Any = items[limit - 1] if more else None
         return cls(items=list(items[:limit]), next=last.id if more else None)

@@ -1,4 +1,4 @@
-"""The engine: messages, dispatch, unit of work, outbox, delivery. README: docs 'Follow one request'."""
+"""The engine: messages, their handlers and listeners, the unit of work, outbox and delivery."""
 
 from .bus import Bus, QueryBus
 from .context import Context, User

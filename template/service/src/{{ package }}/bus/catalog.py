@@ -1,4 +1,4 @@
-"""What the slices declare: their messages, marked functions and routers, found by reading modules."""
+"""What the slices declare: messages and marked functions, found in their modules."""
 
 import ast
 import inspect
@@ -143,7 +143,7 @@ def _import(one: Slice, known: list[Slice]) -> Iterator[ModuleType]:
 
 
 def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | None:
-    """What to do about an import of another slice that failed; None if it is about something else."""
+    """What to do about an import of another slice that failed; None if it is another import."""
     parent = importer.package.rpartition(".")[0]
     missing = error.name or ""
     if not missing.startswith(f"{parent}."):

@@ -1,9 +1,275 @@
-from dataclasses import dataclass
+"""Tells from the code what there is and what may follow a message. Nothing runs for it."""
+
+import ast
+import inspect
+import linecache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
+
+from .catalog import event_types, where
+from .discovery import Slice
+from .errors import WiringError
+from .marks import Listens
+from .messages import Command, Event, Query
 from .runtime import Runtime
-@dataclass
+from .wiring import Wired
+
+Node = dict[str, Any]
+MessageType = type[Command[Any]] | type[Event]
+
+_ENGINE = __name__.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
-    data: Any
+    """The same twice: data is plain JSON, text is for people."""
+
+    data: Node
     text: str
-def describe_service(runtime: Runtime) -> Description: raise NotImplementedError
-def describe_message(runtime: Runtime, name: str) -> Description: raise NotImplementedError
+
+
+def describe_service(runtime: Runtime) -> Description:
+    """Slices, their commands and queries with handlers and guards, their events and who listens."""
+    slices = [_slice(runtime, one) for one in runtime.slices]
+    rows = [row for one in slices for row in _slice_rows(one)]
+    return Description({"slices": slices}, _table(rows) or "No slices yet.")
+
+
+def describe_message(runtime: Runtime, name: str) -> Description:
+    """Where a message goes and what may follow, as a tree.
+
+    name is a class's, such as 'PaymentCreated', or has its slice before it, as stored events have:
+    'payments.PaymentCreated'. A message that a function makes stands at the line that makes it; a
+    message that was told before is not told again. Raises WiringError if no message, or more than
+    one, has this name.
+    """
+    tree = _Tracer(runtime).message(_find(runtime, name))
+    return Description(tree, _table(_tree_rows(tree)))
+
+
+def _slice(runtime: Runtime, one: Slice) -> Node:
+    commands = [cls for cls, owner in runtime.wiring.catalog.commands.items() if owner == one]
+    events = [cls for cls, found in runtime.catalog.events.items() if found.slice == one.name]
+    return {
+        "name": one.name,
+        "at": _relative(str(one.path)),
+        "commands": [_command(runtime, cls) for cls in commands if not issubclass(cls, Query)],
+        "queries": [_command(runtime, cls) for cls in commands if issubclass(cls, Query)],
+        "events": [_event(runtime, cls) for cls in events],
+    }
+
+
+def _command(runtime: Runtime, cls: type[Command[Any]]) -> Node:
+    *guards, handler = (_function(kind, wired) for kind, wired in _goes_to(runtime, cls))
+    return {**_message(runtime, cls), "handler": handler, "guards": guards}
+
+
+def _event(runtime: Runtime, cls: type[Event]) -> Node:
+    listeners = [_function(kind, wired) for kind, wired in _goes_to(runtime, cls)]
+    about = {"key": cls.event_key, "version": cls.event_version}
+    return {**_message(runtime, cls), **about, "listeners": listeners}
+
+
+def _message(runtime: Runtime, cls: MessageType) -> Node:
+    kind = next(base.__name__ for base in (Query, Command, Event) if issubclass(cls, base))
+    return {"kind": kind.lower(), "name": _names(runtime, cls)[0], "at": _relative(where(cls))}
+
+
+def _function(kind: str, wired: Wired) -> Node:
+    return {"kind": kind, "name": wired.marked.name, "at": _relative(wired.marked.where)}
+
+
+def _goes_to(runtime: Runtime, cls: type[Any]) -> list[tuple[str, Wired]]:
+    """The functions that a message runs, in the order in which they begin."""
+    wiring = runtime.wiring
+    if cls in wiring.handlers:
+        guards = [("guard", guard) for guard in wiring.guards_of(cls)]
+        return [*guards, ("handler", wiring.handlers[cls])]
+    heard = [one for one in wiring.listeners.values() if cls in event_types(one.plan.message)]
+    inline = [one for one in heard if _is_inline(one)]
+    return [
+        *(("inline listener", one) for one in inline),
+        *(("listener", one) for one in heard if one not in inline),
+    ]
+
+
+def _is_inline(wired: Wired) -> bool:
+    return isinstance(wired.marked.mark, Listens) and wired.marked.mark.inline
+
+
+def _messages(runtime: Runtime) -> list[MessageType]:
+    return [*runtime.wiring.catalog.commands, *runtime.catalog.events]
+
+
+def _names(runtime: Runtime, cls: MessageType) -> list[str]:
+    """What it can be called, its full name first."""
+    if issubclass(cls, Event):
+        names = runtime.catalog.events[cls].names
+        return [*names, *(name.partition(".")[2] for name in names)]
+    return [f"{runtime.catalog.commands[cls].name}.{cls.__name__}", cls.__name__]
+
+
+def _find(runtime: Runtime, name: str) -> MessageType:
+    called = {cls: _names(runtime, cls) for cls in _messages(runtime)}
+    match [cls for cls, names in called.items() if name in names]:
+        case [cls]:
+            return cls
+        case []:
+            close = get_close_matches(name, {one for names in called.values() for one in names})
+            hint = f"Did you mean {', '.join(close)}?" if close else "`describe` alone lists all."
+            raise WiringError(f"No command, query or event is called {name!r}. {hint}")
+        case several:
+            choice = ", ".join(f"{called[cls][0]} ({_relative(where(cls))})" for cls in several)
+            raise WiringError(f"{name!r} is the name of several: {choice}. Say which one.")
+
+
+class _Tracer:
+    """Follows a message from function to function."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._known = set(_messages(runtime))
+        self._told: set[MessageType] = set()
+
+    def message(self, cls: MessageType, path: tuple[MessageType, ...] = ()) -> Node:
+        node = _message(self._runtime, cls)
+        if cls in self._told:
+            return {**node, "cut": "cycle" if cls in path else "told above"}
+        self._told.add(cls)
+        then = [self._function(*one, (*path, cls)) for one in _goes_to(self._runtime, cls)]
+        return {**node, "then": then}
+
+    def _function(self, kind: str, wired: Wired, path: tuple[MessageType, ...]) -> Node:
+        made = _made_by(wired.marked.function)
+        for cls in event_types(wired.plan.returns) if "listener" in kind else ():
+            made.setdefault(cls, None)
+        then = [
+            {**self.message(cls, path), "made_at": place and _relative(place)}
+            for cls, place in made.items()
+            if cls in self._known
+        ]
+        return {**_function(kind, wired), "then": then}
+
+
+def _made_by(function: FunctionType) -> dict[Any, str | None]:
+    """The classes that a function may make instances of, and where.
+
+    It is read together with the functions of the service that it calls, and with the methods that
+    they may mean: those with a name that they use, in classes that they mention.
+    """
+    reading = _Reading(function.__module__.partition(".")[0])
+    seen: set[FunctionType] = set()
+    waiting = [function]
+    while waiting:
+        if (one := waiting.pop(0)) not in seen:
+            seen.add(one)
+            reading.read(one)
+            waiting += [*reading.called, *reading.methods()]
+    return reading.made
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was read in functions. Ordered sets are dicts, so that no two runs differ."""
+
+    service: str
+    made: dict[Any, str | None] = field(default_factory=dict)
+    called: list[FunctionType] = field(default_factory=list)
+    classes: dict[type, None] = field(default_factory=dict)
+    attributes: dict[str, None] = field(default_factory=dict)
+
+    def read(self, function: FunctionType) -> None:
+        function = inspect.unwrap(function)
+        file, line = function.__code__.co_filename, function.__code__.co_firstlineno
+        for node in _definitions(file).get(line, ()):
+            if isinstance(node, ast.Attribute):
+                self.attributes[node.attr] = None
+            if isinstance(node, ast.Name | ast.Attribute):
+                self._mention(_resolve(node, function.__globals__))
+            if isinstance(node, ast.Call):
+                self._call(node.func, function.__globals__, f"{file}:{node.lineno}")
+
+    def methods(self) -> Iterator[FunctionType]:
+        """The methods that the attributes may mean."""
+        for cls in self.classes:
+            yield from self._methods(cls, self.attributes)
+
+    def _methods(self, cls: type, names: Iterable[str]) -> Iterator[FunctionType]:
+        for base in filter(self._is_own, cls.__mro__):
+            found = (vars(base).get(name) for name in names)
+            plain = (getattr(one, "fget", getattr(one, "__func__", one)) for one in found)
+            yield from (one for one in plain if isinstance(one, FunctionType))
+
+    def _mention(self, thing: Any) -> None:
+        if isinstance(thing, type) and self._is_own(thing):
+            self.classes[thing] = None
+
+    def _call(self, callee: ast.expr, names: dict[str, Any], place: str) -> None:
+        thing = _resolve(callee, names)
+        if isinstance(thing, FunctionType) and self._is_own(thing):
+            self.called.append(thing)
+        if thing is None and isinstance(callee, ast.Attribute):
+            # An alternative constructor, such as PaymentCreated.of(payment).
+            thing = _resolve(callee.value, names)
+        if isinstance(thing, type):
+            self.made.setdefault(thing, place)
+            self.called += self._methods(thing, ("__init__", "__post_init__"))
+
+    def _is_own(self, thing: Any) -> bool:
+        module = f"{thing.__module__}."
+        return module.startswith(f"{self.service}.") and not module.startswith(f"{_ENGINE}.")
+
+
+@cache
+def _definitions(file: str) -> dict[int, list[ast.AST]]:
+    """What is in the functions of a file, in order, by the line on which each function begins."""
+    found = {}
+    for node in ast.walk(ast.parse("".join(linecache.getlines(file)))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min(one.lineno for one in (node, *node.decorator_list))
+            found[first] = sorted(ast.walk(node), key=lambda one: getattr(one, "lineno", 0))
+    return found
+
+
+def _resolve(node: ast.expr, names: dict[str, Any]) -> Any:
+    """What a global name, or a name in an imported module, stands for."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = _resolve(node.value, names)
+        return getattr(owner, node.attr, None) if isinstance(owner, ModuleType) else None
+    return None
+
+
+def _slice_rows(one: Node) -> Iterator[tuple[str, str]]:
+    yield one["name"], one["at"]
+    for command in [*one["commands"], *one["queries"]]:
+        guards = ", ".join(guard["name"] for guard in command["guards"])
+        at = command["handler"]["at"] + (f"  guarded by {guards}" if guards else "")
+        yield f"  {command['kind']} {command['name']}: {command['handler']['name']}", at
+    for event in one["events"]:
+        yield f"  event {event['name']}", event["at"]
+        yield from ((f"    {one['kind']} {one['name']}", one["at"]) for one in event["listeners"])
+
+
+def _tree_rows(node: Node, depth: int = 0) -> Iterator[tuple[str, str]]:
+    cut = f" ({node['cut']})" if "cut" in node else ""
+    yield f"{'  ' * depth}{node['kind']} {node['name']}{cut}", node.get("made_at") or node["at"]
+    for one in node.get("then", ()):
+        yield from _tree_rows(one, depth + 1)
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    rows = list(rows)
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{left:{width}}  {right}" for left, right in rows)
+
+
+def _relative(place: str) -> str:
+    path, here = Path(place), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else place

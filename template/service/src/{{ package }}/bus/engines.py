@@ -7,13 +7,15 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from .errors import WiringError
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 
 class Database:
     """A database by its URL, `sqlite:///shop.db` or `postgresql://user:password@host/name`.
 
-    Raises ValueError for any other kind of database, and for SQLite in memory, which the writer
+    Raises WiringError for any other kind of database, and for SQLite in memory, which the writer
     and the readers could not share.
     """
 
@@ -44,9 +46,9 @@ def _async_url(text: str) -> URL:
     url = make_url(text)
     backend = url.get_backend_name()
     if backend not in _DRIVERS:
-        raise ValueError(f"DATABASE_URL: expected sqlite:/// or postgresql://, got {backend}://")
+        raise WiringError(f"DATABASE_URL: expected sqlite:/// or postgresql://, got {backend}://")
     if backend == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError("DATABASE_URL: expected a file, such as sqlite:///shop.db")
+        raise WiringError("DATABASE_URL: expected a file, such as sqlite:///shop.db")
     return url.set(drivername=_DRIVERS[backend])
 
 

@@ -1,4 +1,4 @@
-"""Delivers stored events: each listener in its own transaction, together with the mark that it ran."""
+"""Delivers stored events: each listener in a transaction of its own, with the mark that it ran."""
 
 import asyncio
 import datetime as dt
@@ -94,7 +94,7 @@ class Relay:
             tables.delivery.c.state.in_(["pending", "dead"]),
         )
         async with self._database.reader.connect() as connection:
-            return (await connection.execute(query)).all()
+            return list(await connection.execute(query))
 
     @property
     def _database(self) -> Database:
@@ -119,7 +119,7 @@ class Relay:
             .limit(_BATCH)
         )
         async with self._database.reader.connect() as connection:
-            return (await connection.execute(query)).all()
+            return list(await connection.execute(query))
 
     async def _deliver(self, delivery: Delivery, at_once: asyncio.Semaphore) -> None:
         async with at_once:

@@ -14,7 +14,7 @@ from .catalog import Catalog, read
 from .context import Context
 from .discovery import Slice, find_slices
 from .engines import Database
-from .errors import BusError, WiringError
+from .errors import WiringError
 from .messages import Event
 from .outbox import Outbox
 from .relay import Delivery, Relay
@@ -64,27 +64,30 @@ class Runtime:
         await run_unit(self._resources, Context(), publish, events)
 
     async def __aenter__(self) -> Self:
-        self._open.push_async_callback(self.wiring.services.container.close)
         services = self.wiring.services
-        constants = {one: await services.of_application(one) for one in self._needed()}
-        fill(self._resources, self._routes, self.wiring, constants)
-        if self.database is not None:
-            async with self.database.writer.begin() as connection:
-                self.relay.use(await subscribe(connection, wanted_by(self.catalog)))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(services.container.close)
+            needed = set(self.wiring.needed_services())
+            constants = {one: await services.of_application(one) for one in needed}
+            fill(self._resources, self._routes, self.wiring, constants)
+            if self.database is not None:
+                async with self.database.writer.begin() as connection:
+                    self.relay.use(await subscribe(connection, wanted_by(self.catalog)))
+            self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._open.aclose()
 
-    async def settled(self, timeout: float = 10.0) -> None:
+    async def settled(self, within: float = 10.0) -> None:
         """Wait until every delivery is done, those that they cause included; for tests.
 
-        timeout is in seconds. Raises TimeoutError with what is unfinished, at once if a delivery
+        within is in seconds. Raises TimeoutError with what is unfinished, at once if a delivery
         is dead.
         """
         unfinished: Sequence[Delivery] = ()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 while unfinished := await self.relay.unfinished():
                     if all(one.state == "dead" for one in unfinished):
                         break
@@ -98,9 +101,6 @@ class Runtime:
         if not self.relay.alive:
             await self.relay.work_off()
         await asyncio.sleep(0.005)
-
-    def _needed(self) -> set[Any]:
-        return set(self.wiring.needed_services())
 
 
 def build(
@@ -138,8 +138,8 @@ def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slic
 
 
 def _service_modules(package: str) -> list[ModuleType]:
-    """Modules outside of the slices that may hold guards or providers."""
-    names = [f"{package}.base.auth", f"{package}.providers"]
+    """Modules outside of the slices that may hold guards or providers; most are optional."""
+    names = [f"{package}.base.auth", f"{package}.guards", f"{package}.providers"]
     return [module for name in names if (module := _import_if_there(name))]
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from dishka import AsyncContainer, Provider, Scope, make_async_container
-from dishka.exceptions import DishkaError
+from dishka.exception_base import DishkaError
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -81,9 +81,8 @@ class Services:
 def _settings_classes(modules: Iterable[ModuleType]) -> Iterable[type[BaseSettings]]:
     for module in modules:
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, BaseSettings):
-                if value.__module__ == module.__name__:
-                    yield value
+            if _is_own_class(value, BaseSettings, module):
+                yield value
 
 
 def _providers(modules: Iterable[ModuleType]) -> Iterable[Provider]:
@@ -91,9 +90,14 @@ def _providers(modules: Iterable[ModuleType]) -> Iterable[Provider]:
         for value in vars(module).values():
             if isinstance(value, Provider):
                 yield value
-            elif isinstance(value, type) and issubclass(value, Provider):
-                if value.__module__ == module.__name__:
-                    yield value()
+            elif _is_own_class(value, Provider, module):
+                yield value()
+
+
+def _is_own_class(value: Any, base: type, module: ModuleType) -> bool:
+    return (
+        isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+    )
 
 
 def _replacing(overrides: Mapping[type, object]) -> Provider:

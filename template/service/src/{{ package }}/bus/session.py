@@ -1,6 +1,6 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -18,16 +18,16 @@ class UnitSession(AsyncSession):
         use_log(self.sync_session, log)
 
     async def commit(self) -> NoReturn:
-        _refuse("commit")
+        raise _refusal("commit")
 
     async def rollback(self) -> NoReturn:
-        _refuse("rollback")
+        raise _refusal("rollback")
 
     async def close(self) -> NoReturn:
-        _refuse("close")
+        raise _refusal("close")
 
     def begin(self) -> NoReturn:
-        _refuse("begin")
+        raise _refusal("begin")
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""
@@ -38,8 +38,8 @@ class UnitSession(AsyncSession):
         await super().close()
 
 
-def _refuse(what: str) -> Any:
-    raise BusError(
+def _refusal(what: str) -> BusError:
+    return BusError(
         f"session.{what}() in a handler: the unit of work commits when the handler returns, and"
         " rolls back when it raises. To undo only a part, use `async with bus.savepoint():`."
     )

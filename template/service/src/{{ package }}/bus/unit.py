@@ -64,13 +64,15 @@ async def run_unit(
             f"{type(message).__name__} would open a second unit of work inside of one, and both"
             " could wait for each other: send it on the bus that the handler is given."
         )
-    for run in range(1, _MOST_RUNS + 1):
+    runs = 1
+    while True:
         unit = UnitOfWork(resources, context, readonly=readonly, where=where)
         try:
             return await unit.run(call, message)
         except DBAPIError as error:
-            if run == _MOST_RUNS or not _is_transient(error):
+            if runs == _MOST_RUNS or not _is_transient(error):
                 raise
+            runs += 1
 
 
 class UnitOfWork:
@@ -244,7 +246,8 @@ class UnitOfWork:
     async def _close(self, session: UnitSession) -> None:
         began = session.sync_session.info.get("began")
         await session.close_unit()
-        if began is None or self._readonly or session.bind.dialect.name != "sqlite":
+        database = self._resources.database
+        if began is None or self._readonly or database is None or database.dialect != "sqlite":
             return
         seconds = perf_counter() - began
         if seconds > _SLOW_WRITE_SECONDS:

@@ -87,8 +87,8 @@ def _add_guard(wiring: Wiring, wired: Wired) -> Iterator[str]:
             yield f"{_at(wired)}: a guard that runs around a handler is `async def`."
         if Source.MESSAGE in wired.plan.sources:
             yield (
-                f"{_at(wired)}: a guard that runs around a handler cannot ask for what lives for one"
-                " message; give its provider Scope.APP."
+                f"{_at(wired)}: a guard that runs around a handler cannot ask for what lives for"
+                " one message; give its provider Scope.APP."
             )
 
 

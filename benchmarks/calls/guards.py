@@ -1,6 +1,6 @@
 from typing import Any
 
-from ..bus import Command, Proceed, guard
+from .bus import Command, Proceed, guard
 
 
 class Guarded1(Command[None]): ...
