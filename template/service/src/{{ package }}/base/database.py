@@ -1,7 +1,7 @@
 """What tables are made of: the base of all entities, and column types that lose nothing."""
 
 import datetime as dt
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,7 +13,10 @@ from ..bus.recording import Recorder
 from ..bus.types import Exact, Utc
 from .errors import Conflict
 
-__all__ = ["Base", "Digits", "Entity", "Exact", "Utc"]
+__all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "Utc"]
+
+# In a message: a number that a column of type BigInteger can hold.
+BigInt = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

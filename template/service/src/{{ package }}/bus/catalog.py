@@ -1,8 +1,6 @@
 """What the slices declare: messages and marked functions, found in their modules."""
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
@@ -176,18 +174,3 @@ def _importing_line(error: ImportError, importer: Slice) -> str:
 def event_types(annotation: Any) -> tuple[Any, ...]:
     """The events that a listener's first parameter names: one, or those of a union."""
     return get_args(annotation) or (annotation,)
-
-
-def attributes_read(function: FunctionType, variable: str) -> set[str]:
-    """The attributes that a function reads from one of its variables."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError):
-        return set()
-    return {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == variable
-    }

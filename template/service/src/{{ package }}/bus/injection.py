@@ -136,7 +136,7 @@ def _source(
     if parameter.name not in hints:
         raise _error(function, f"parameter {parameter.name!r} needs a type: it is passed by type")
     wanted = hints[parameter.name]
-    if given := _GIVEN.get(wanted) if isinstance(wanted, type) or wanted is Proceed else None:
+    if given := _GIVEN.get(wanted) if isinstance(wanted, type) or wanted == Proceed else None:
         return wanted, given
     if not services.knows(wanted):
         raise _error(

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
 
-from .catalog import Catalog, Marked, attributes_read, event_types, where
+from .catalog import Catalog, Marked, event_types, where
 from .errors import WiringError
 from .injection import Plan, Source, plan
 from .marks import Guards, Listens
 from .messages import Command, Event, Query
 from .services import Services
+from .source import attributes_read
 
 
 @dataclass(frozen=True, slots=True)
