@@ -84,8 +84,10 @@ class Relay:
         at_once = asyncio.Semaphore(_AT_ONCE[self._database.dialect])
         while not self._stopping and (due := await self._due()):
             async with asyncio.TaskGroup() as group:
-                for delivery in due:
-                    group.create_task(self._deliver(delivery, at_once))
+                tasks = [group.create_task(self._deliver(one, at_once)) for one in due]
+            # What others are working on still looks pending: leave it to them.
+            if not any(task.result() for task in tasks):
+                return
 
     async def unfinished(self) -> Sequence[Delivery]:
         """The deliveries of this process's listeners that are not done, dead ones included."""
@@ -121,10 +123,11 @@ class Relay:
         async with self._database.reader.connect() as connection:
             return list(await connection.execute(query))
 
-    async def _deliver(self, delivery: Delivery, at_once: asyncio.Semaphore) -> None:
+    async def _deliver(self, delivery: Delivery, at_once: asyncio.Semaphore) -> bool:
+        """Whether it was this process that ran the listener."""
         async with at_once:
             if self._stopping:
-                return
+                return False
             with structlog.contextvars.bound_contextvars(
                 correlation_id=delivery.correlation_id,
                 listener=self._names[delivery.subscription_id],
@@ -132,11 +135,12 @@ class Relay:
                 event_id=str(delivery.event_id),
             ):
                 try:
-                    await self._run(delivery)
+                    return await self._run(delivery)
                 except Exception as error:
                     await self._record_failure(delivery, error)
+                    return True
 
-    async def _run(self, delivery: Delivery) -> None:
+    async def _run(self, delivery: Delivery) -> bool:
         listener = self._names[delivery.subscription_id]
         call = self._listeners[listener]
         event = self._decode(delivery)
@@ -149,8 +153,10 @@ class Relay:
             await call(event, bus)
             return True
 
-        if await run_unit(self._resources, context, listen, event, where=listener):
+        mine: bool = await run_unit(self._resources, context, listen, event, where=listener)
+        if mine:
             log.info("event delivered", attempt=delivery.attempts + 1)
+        return mine
 
     def _decode(self, delivery: Delivery) -> Event:
         cls = self._events.get(delivery.name)
