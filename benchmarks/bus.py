@@ -1,7 +1,9 @@
 """`send` through the bus, next to a bare call and to other libraries, in one process.
 
 All contenders run a case in turn, round by round, so that what disturbs the machine disturbs all
-of them. Shown are medians in µs a call, and how many bare calls that is.
+of them. Shown are medians in µs a call, and how many bare calls that is. Before anything is timed,
+one call of each contender is watched: handlers, guards and listeners have to run as often as the
+case says.
 """
 
 import asyncio
@@ -10,9 +12,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import FrameType
 from typing import Any
 
 from . import peers
@@ -35,6 +39,13 @@ CASES = {
     "Tell10": Case("event, 10 listeners", listeners=10),
 }
 
+WATCHED = {
+    "calls.guards",
+    "calls.slices.calls.handlers",
+    "calls.slices.calls.listeners",
+    peers.__name__,
+}
+
 PEERS: dict[str, Callable[[Case], Send | None]] = {
     "anywise": peers.anywise,
     "python-cqrs": peers.python_cqrs,
@@ -44,6 +55,7 @@ PEERS: dict[str, Callable[[Case], Send | None]] = {
 
 
 async def measure(report: Report, rounds: int) -> None:
+    # Each contender runs in tasks of its own, because anywise leaves context variables behind.
     async with load_runtime() as runtime:
         bus = runtime.bus(importlib.import_module("calls.bus").Context())
         messages = importlib.import_module("calls.slices.calls.messages")
@@ -53,6 +65,8 @@ async def measure(report: Report, rounds: int) -> None:
             for peer in list(PEERS):
                 if send := peer_send(peer, case):
                     sends[peer] = send
+            for contender, send in sends.items():
+                await prove(contender, case, send)
             rows.append(compare(case.name, await race(sends, rounds)))
     report.show("send, µs a call and times a bare call", rows)
 
@@ -79,6 +93,42 @@ def peer_send(name: str, case: Case) -> Send | None:
         return None
 
 
+async def prove(contender: str, case: Case, send: Send) -> None:
+    """Raises RuntimeError unless one send does what the case says."""
+    frames: set[FrameType] = set()
+
+    async def run() -> None:
+        sys.setprofile(lambda frame, _event, _argument: frames.add(frame))
+        try:
+            await send()
+        finally:
+            sys.setprofile(None)
+
+    await asyncio.create_task(run())
+    ran = Counter(role for frame in frames if (role := role_of(frame)))
+    given = sum(services_given(frame) for frame in frames if role_of(frame) == "handle")
+    expected = Counter(handle=1, guard=case.guards, listen=case.listeners)
+    if ran != expected or given != case.needs:
+        raise RuntimeError(f"{contender}, {case.name}: {ran} ran, with {given} dependencies")
+
+
+def role_of(frame: FrameType) -> str | None:
+    """What a function of the contenders is, by its name or its class's."""
+    if frame.f_globals["__name__"] not in WATCHED:
+        return None
+    name = frame.f_code.co_qualname.rpartition("<locals>.")[2].lstrip("_").lower()
+    if "." in name and not name.endswith((".handle", ".__call__")):
+        return None
+    return next((role for role in ("handle", "guard", "listen") if name.startswith(role)), None)
+
+
+def services_given(frame: FrameType) -> int:
+    """How many services a handler was called, or made, with."""
+    variables = frame.f_locals
+    given = [*variables.values(), *getattr(variables.get("self"), "services", ())]
+    return sum(type(one).__name__ in ("A", "B", "C", "D") for one in given)
+
+
 async def race(sends: dict[str, Send], rounds: int) -> dict[str, list[float]]:
     """Seconds a call, for each contender and round."""
     counts = {name: await calls_for(send, seconds=0.01) for name, send in sends.items()}
@@ -103,7 +153,6 @@ async def timed(send: Send, count: int) -> float:
             await send()
         return time.perf_counter() - start
 
-    # A task of its own, because anywise leaves context variables behind.
     return await asyncio.create_task(run())
 
 

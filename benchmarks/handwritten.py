@@ -24,22 +24,20 @@ URL = sa.make_url(os.environ["DATABASE_URL"])
 SQLITE = URL.get_backend_name() == "sqlite"
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 Time = sa.DateTime(timezone=True)
+TRANSACTION = 0 if SQLITE else sa.func.pg_current_xact_id().cast(sa.Text).cast(sa.BigInteger)
 
 
 class Exact(sa.TypeDecorator[Decimal]):
-    """A decimal that is text on SQLite, whose numbers are floats."""
+    """Cents, because decimals are floats on SQLite."""
 
-    impl = sa.Numeric
+    impl = sa.BigInteger
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(sa.String() if SQLITE else self.impl_instance)
-
     def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:
-        return str(value) if SQLITE else value
+        return None if value is None else int(value.scaleb(2))
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Decimal | None:
-        return Decimal(value)
+        return None if value is None else Decimal(value).scaleb(-2)
 
 
 class Base(DeclarativeBase):
@@ -52,7 +50,7 @@ class Payment(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     version: Mapped[int]
     created_at: Mapped[datetime]
-    amount: Mapped[Decimal] = mapped_column(Exact(12, 2))
+    amount: Mapped[Decimal] = mapped_column(Exact() if SQLITE else sa.Numeric(12, 2))
     currency: Mapped[str]
 
 
@@ -68,7 +66,7 @@ class Event(Base):
     headers: Mapped[dict[str, Any]]
     correlation_id: Mapped[str]
     causation_id: Mapped[UUID | None]
-    tx: Mapped[int] = mapped_column(sa.BigInteger)
+    tx: Mapped[int] = mapped_column(sa.BigInteger, insert_default=TRANSACTION)
     recorded_at: Mapped[datetime]
 
 
@@ -164,7 +162,6 @@ async def post_payment(
         headers={},
         correlation_id=uuid7().hex,
         causation_id=None,
-        tx=0 if SQLITE else sa.func.pg_current_xact_id().cast(sa.Text).cast(sa.BigInteger),
         recorded_at=now,
     )
     session.add_all([payment, event])

@@ -28,8 +28,8 @@ REQUEST = (
     b"POST /payments HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 )
-SECONDS = 2.0
-WARM_UP = 0.5
+SECONDS = 1.0
+WARM_UP = 0.3
 
 
 @dataclass

@@ -3,6 +3,9 @@
 Where a library takes its container from the user (diator, python-cqrs), it gets the cheapest one
 that there can be, a dict of factories, and no middleware that was not asked for: faster than what
 comes with it.
+
+What does the work of a handler, guard or listener has a name that begins so: `prove` in bus.py
+counts by that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -38,16 +41,16 @@ class D: ...
 SERVICES = (A(), B(), C(), D())
 
 
-async def handler_0(command: Any) -> None: ...
+async def handle_0(command: Any) -> None: ...
 
 
-async def handler_1(command: Any, a: A) -> None: ...
+async def handle_1(command: Any, a: A) -> None: ...
 
 
-async def handler_4(command: Any, a: A, b: B, c: C, d: D) -> None: ...
+async def handle_4(command: Any, a: A, b: B, c: C, d: D) -> None: ...
 
 
-async def listener(event: Any) -> None: ...
+async def listen(event: Any) -> None: ...
 
 
 def bare(case: Case) -> Send:
@@ -58,42 +61,42 @@ def bare(case: Case) -> Send:
     class Event: ...
 
     a, b, c, d = SERVICES
-    event, listeners = Event(), [listener] * case.listeners
+    event, listeners = Event(), [listen] * case.listeners
     simple: dict[int, Callable[[Command], Awaitable[None]]] = {
-        0: handler_0,
-        1: lambda command: handler_1(command, a),
-        4: lambda command: handler_4(command, a, b, c, d),
+        0: handle_0,
+        1: lambda command: handle_1(command, a),
+        4: lambda command: handle_4(command, a, b, c, d),
     }
     handler = simple[case.needs]
 
-    def check(command: Command) -> None: ...
+    def guard(command: Command) -> None: ...
 
-    async def tell(command: Command) -> None:
+    async def handle_and_tell(command: Command) -> None:
         for one in listeners:
             await one(event)
 
-    def guarded(command: Command) -> Awaitable[None]:
+    def check_first(command: Command) -> Awaitable[None]:
         for _ in range(case.guards):
-            check(command)
+            guard(command)
         return simple[case.needs](command)
 
     if case.listeners:
-        handler = tell
+        handler = handle_and_tell
     elif case.around:
         for _ in range(case.guards):
             handler = _wrapped(handler)
     elif case.guards:
-        handler = guarded
+        handler = check_first
     handlers = {Command: handler}
     command = Command()
     return lambda: handlers[type(command)](command)
 
 
 def _wrapped(handler: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    async def around(command: Any) -> None:
+    async def guard(command: Any) -> None:
         return await handler(command)
 
-    return around
+    return guard
 
 
 def mediatr(case: Case) -> Send | None:
@@ -104,18 +107,9 @@ def mediatr(case: Case) -> Send | None:
 
     class Command: ...
 
-    class Handler0:
-        async def handle(self, request: Command) -> None: ...
-
-    class Handler1:
-        def __init__(self, a: A) -> None:
-            self.a = a
-
-        async def handle(self, request: Command) -> None: ...
-
-    class Handler4:
-        def __init__(self, a: A, b: B, c: C, d: D) -> None:
-            self.a, self.b, self.c, self.d = a, b, c, d
+    class Handler:
+        def __init__(self, *services: object) -> None:
+            self.services = services
 
         async def handle(self, request: Command) -> None: ...
 
@@ -124,13 +118,12 @@ def mediatr(case: Case) -> Send | None:
     module.__behaviors__.clear()
     for _ in range(case.guards):
 
-        async def behavior(request: Command, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        async def guard(request: Command, proceed: Callable[[], Awaitable[Any]]) -> Any:
             return await proceed()
 
-        Mediator.register_behavior(behavior)
-    made = {0: Handler0, 1: Handler1, 4: Handler4}[case.needs]
-    Mediator.register_handler(made)
-    factories = _factories(made, case.needs)
+        Mediator.register_behavior(guard)
+    Mediator.register_handler(Handler)
+    factories = _factories(Handler, case.needs)
     mediator = Mediator(lambda handler, is_behavior=False: factories[handler]())
     command = Command()
     return lambda: mediator.send_async(command)
@@ -156,7 +149,7 @@ def diator(case: Case) -> Send:
     request_map.bind(Command, handler)
     chain = middlewares.MiddlewareChain()
     for _ in range(case.guards):
-        chain.add(_Middleware())
+        chain.add(_Guard())
     container = _Container(factories)
     mediator = mediators.Mediator(
         request_map, container, events.EventEmitter(event_map, container), chain
@@ -186,7 +179,7 @@ def python_cqrs(case: Case) -> Send:
     mediator = bootstrap.setup_mediator(
         bootstrap.setup_event_emitter(container, bind_events),
         container,
-        middlewares=[_Middleware() for _ in range(case.guards)],
+        middlewares=[_Guard() for _ in range(case.guards)],
         commands_mapper=lambda requests: requests.bind(Command, handler),
         concurrent_event_handle_enable=False,
     )
@@ -209,11 +202,11 @@ def anywise(case: Case) -> Send:
 
     event = Event()
 
-    async def tell(command: Command, bus: Anywise) -> None:
+    async def handle_and_tell(command: Command, bus: Anywise) -> None:
         await bus.publish(event)
 
     registry = MessageRegistry(command_base=Command, event_base=Event)
-    registry(tell if case.listeners else {0: handle_0, 1: handle_1, 4: handle_4}[case.needs])
+    registry(handle_and_tell if case.listeners else {0: handle_0, 1: handle_1, 4: handle_4}[case.needs])
     for _ in range(case.listeners):
 
         async def listen(event: Event) -> None: ...
@@ -284,6 +277,6 @@ def _listener_class(base: Any = object) -> Any:
     return Listener
 
 
-class _Middleware:
+class _Guard:
     async def __call__(self, request: Any, handle: Callable[[Any], Awaitable[Any]]) -> Any:
         return await handle(request)

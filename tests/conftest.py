@@ -11,7 +11,7 @@ from typing import Any
 
 import copier
 import pytest
-from jinja2 import FileSystemLoader
+from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 ROOT = Path(__file__).parent.parent
@@ -42,12 +42,19 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @cache
+def jinja() -> SandboxedEnvironment:
+    """Jinja as Copier sets it up."""
+    return SandboxedEnvironment(
+        loader=FileSystemLoader(ROOT),
+        extensions=["jinja2_ansible_filters.AnsibleCoreFiltersExtension"],
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+
+
 def macros(name: str) -> Any:
     """A file of the template's macros, as a module: its macros are functions of strings."""
-    extension = "jinja2_ansible_filters.AnsibleCoreFiltersExtension"
-    loader = FileSystemLoader(ROOT)
-    environment = SandboxedEnvironment(loader=loader, extensions=[extension])
-    return environment.get_template(f"template/{name}.jinja").module
+    return jinja().get_template(f"template/{name}.jinja").module
 
 
 @dataclass(frozen=True)

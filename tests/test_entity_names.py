@@ -12,27 +12,29 @@ articles article, assets asset, atlases atlas, audits audit, avalanches avalanch
 bacteria bacterium, batches batch, biases bias, bonuses bonus, bookings booking, boxes box
 branches branch, brownies brownie, buses bus, businesses business, caches cache
 calories calorie, campuses campus, canvases canvas, cargoes cargo, cases case
-categories category, causes cause, censuses census, cities city, classes class
-clauses clause, companies company, countries country, courses course, cpus cpu, crises crisis
+categories category, causes cause, censuses census, cities city, classes class, clauses clause
+companies company, countries country, courses course, cpus cpu, crises crisis
 criteria criterion, currencies currency, customers customer, data data, databases database
 days day, deliveries delivery, diagnoses diagnosis, dishes dish, documents document, echoes echo
 employees employee, emojis emoji, entries entry, equipment equipment, exercises exercise
-expenses expense, feedback feedback, feet foot, formulae formula, geese goose, grandchildren grandchild
-children child, halves half, heroes hero, houses house, hypotheses hypothesis, inboxes inbox
-indexes index, indices index, information information, inventory inventory, invoices invoice
-journeys journey, keys key, kiwis kiwi, knives knife, leases lease, leaves leaf, lenses lense
-licenses license, lives life, loaves loaf, matches match, matrices matrix, media media
-menus menu, metadata metadata, mice mouse, movies movie, news news, objectives objective, orders order
-parties party, passes pass, payments payment, people person, phases phase, phenomena phenomenon
-pies pie, policies policy, potatoes potato, prices price, prizes prize, processes process
-products product, properties property, purchases purchase, queries query, quizzes quiz, quotas quota
-radii radius, receipts receipt, refunds refund, releases release, replies reply
-responses response, roles role, salespeople salesperson, series series, sheep sheep, shelves shelf
+expenses expense, feedback feedback, feet foot, formulae formula, geese goose
+grandchildren grandchild, children child, halves half, heroes hero, houses house
+hypotheses hypothesis, inboxes inbox, indexes index, indices index, information information
+inventory inventory, invoices invoice, journeys journey, keys key, kiwis kiwi, knives knife
+leases lease, leaves leaf, lenses lense, licenses license, lives life, loaves loaf
+matches match, matrices matrix, media media, menus menu, metadata metadata, mice mouse
+movies movie, news news, objectives objective, orders order, parties party, passes pass
+payments payment, people person, phases phase, phenomena phenomenon, pies pie, policies policy
+potatoes potato, prices price, prizes prize, processes process, products product
+properties property, purchases purchase, queries query, quizzes quiz, quotas quota, radii radius
+receipts receipt, refunds refund, releases release, replies reply, responses response
+roles role, salespeople salesperson, series series, sheep sheep, shelves shelf
 bookshelves bookshelf, shoes shoe, sizes size, skus sku, species species, status status
 statuses status, stimuli stimulus, stories story, supplies supply, surpluses surplus, taxes tax
 taxis taxi, teeth tooth, theses thesis, thieves thief, ties tie, toes toe, tomatoes tomato
 trays tray, uses use, vertices vertex, viruses virus, waltzes waltz, warehouses warehouse
-watches watch, wishes wish, wives wife, wolves wolf, women woman, workmen workman, zombies zombie
+watches watch, wishes wish, wives wife, wolves wolf, women woman, workmen workman
+zombies zombie
 """
 PAIRS = [tuple(pair.split()) for pair in NOUNS.replace("\n", ",").split(",") if pair.strip()]
 

@@ -73,8 +73,7 @@ class TestKind:
     def test_any_folder_gives_a_valid_service(
         self, template: Template, tmp_path: Path, folder: str, package: str
     ) -> None:
-        assert answers(template.copy(tmp_path / folder / "new" / ".." / "."))["package"]
-        assert answers(template.copy(tmp_path / "x" / folder))["package"] == package
+        assert answers(template.copy(tmp_path / folder))["package"] == package
 
     def test_a_slice_is_known_by_its_place(self, template: Template, shop: Path) -> None:
         assert answers(template.copy(PAYMENTS, fields=FIELDS)) == {
@@ -96,6 +95,7 @@ class TestKind:
     def test_from_inside_the_package(
         self, template: Template, shop: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        Path("src/shop/slices").mkdir(parents=True)
         monkeypatch.chdir("src/shop")
         assert answers(template.copy("slices/payments", package="shop"))["kind"] == "slice"
         monkeypatch.chdir("slices")

@@ -16,27 +16,27 @@ class Surrounded3(Surrounded1): ...
 
 
 @guard
-def first(command: Guarded1) -> None: ...
+def guard_1(command: Guarded1) -> None: ...
 
 
 @guard
-def second(command: Guarded3) -> None: ...
+def guard_2(command: Guarded3) -> None: ...
 
 
 @guard
-def third(command: Guarded3) -> None: ...
+def guard_3(command: Guarded3) -> None: ...
 
 
 @guard
-async def around_first(command: Surrounded1, proceed: Proceed) -> Any:
+async def guard_around_1(command: Surrounded1, proceed: Proceed) -> Any:
     return await proceed()
 
 
 @guard
-async def around_second(command: Surrounded3, proceed: Proceed) -> Any:
+async def guard_around_2(command: Surrounded3, proceed: Proceed) -> Any:
     return await proceed()
 
 
 @guard
-async def around_third(command: Surrounded3, proceed: Proceed) -> Any:
+async def guard_around_3(command: Surrounded3, proceed: Proceed) -> Any:
     return await proceed()

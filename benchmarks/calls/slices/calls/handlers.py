@@ -22,43 +22,43 @@ TOLD_1, TOLD_3, TOLD_10 = Told1(id=1), Told3(id=1), Told10(id=1)
 
 
 @handle
-async def needs_0(command: Needs0) -> None: ...
+async def handle_needs_0(command: Needs0) -> None: ...
 
 
 @handle
-async def needs_1(command: Needs1, a: A) -> None: ...
+async def handle_needs_1(command: Needs1, a: A) -> None: ...
 
 
 @handle
-async def needs_4(command: Needs4, a: A, b: B, c: C, d: D) -> None: ...
+async def handle_needs_4(command: Needs4, a: A, b: B, c: C, d: D) -> None: ...
 
 
 @handle
-async def checked_1(command: Checked1) -> None: ...
+async def handle_checked_1(command: Checked1) -> None: ...
 
 
 @handle
-async def checked_3(command: Checked3) -> None: ...
+async def handle_checked_3(command: Checked3) -> None: ...
 
 
 @handle
-async def wrapped_1(command: Wrapped1) -> None: ...
+async def handle_wrapped_1(command: Wrapped1) -> None: ...
 
 
 @handle
-async def wrapped_3(command: Wrapped3) -> None: ...
+async def handle_wrapped_3(command: Wrapped3) -> None: ...
 
 
 @handle
-async def tell_1(command: Tell1, bus: Bus) -> None:
+async def handle_tell_1(command: Tell1, bus: Bus) -> None:
     bus.publish(TOLD_1)
 
 
 @handle
-async def tell_3(command: Tell3, bus: Bus) -> None:
+async def handle_tell_3(command: Tell3, bus: Bus) -> None:
     bus.publish(TOLD_3)
 
 
 @handle
-async def tell_10(command: Tell10, bus: Bus) -> None:
+async def handle_tell_10(command: Tell10, bus: Bus) -> None:
     bus.publish(TOLD_10)

@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, get_args, get_type_hints
 
 from .discovery import Slice
 from .errors import WiringError
 from .marks import Guards, Handles, Listens, mark_of
-from .messages import Command, Event
+from .messages import Command, Event, R_co
 from .outbox import EventType
 
 
@@ -31,6 +32,11 @@ class Marked:
     def where(self) -> str:
         """File and line of the function."""
         return where(self.function)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its stored name, and those that it had before."""
+        return (self.name, *self.aliases)
 
     @property
     def first_annotation(self) -> Any:
@@ -101,7 +107,9 @@ def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) ->
 def is_concrete(command: type[Command[Any]]) -> bool:
     """Whether it can be sent: not a generic, not one that others only build on."""
     generic = command.__pydantic_generic_metadata__
-    return not generic["parameters"] and not generic["origin"] and not command.__subclasses__()
+    # A bare `class X(Command)` still has the parameter of Command itself: it is refused later.
+    is_generic = generic["parameters"] not in ((), (R_co,)) or generic["origin"]
+    return not is_generic and not command.__subclasses__()
 
 
 def _read_module(catalog: Catalog, module: ModuleType, owner: Slice | None) -> None:
@@ -143,21 +151,22 @@ def _import(one: Slice, known: list[Slice]) -> Iterator[ModuleType]:
 def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | None:
     """What to do about an import of another slice that failed; None if it is another import."""
     parent = importer.package.rpartition(".")[0]
-    missing = error.name or ""
-    if not missing.startswith(f"{parent}."):
-        return None
-    folder = missing.removeprefix(f"{parent}.").partition(".")[0]
-    at = _importing_line(error, importer)
-    if isinstance(error, ModuleNotFoundError):
-        here = ", ".join(one.path.name for one in known)
-        return (
-            f"{at} imports {missing}, which is not here (the slices here: {here}). Add the slice"
-            f" {folder}, or stop listening to it."
-        )
     wanted = str(error).partition("'")[2].partition("'")[0]
+    module = f"{parent}.{wanted}" if error.name == parent else error.name or ""
+    folder = module.removeprefix(f"{parent}.").partition(".")[0]
+    if not module.startswith(f"{parent}.") or folder == importer.path.name:
+        return None
+    at = _importing_line(error, importer)
+    here = [one.path.name for one in known]
+    if folder not in here:
+        return (
+            f"{at} imports {module}, which is not here (the slices here: {', '.join(here)}). Add"
+            f" the slice {folder}, or stop listening to it."
+        )
+    what = module if isinstance(error, ModuleNotFoundError) else f"{wanted} from {module}"
     return (
-        f"{at} imports {wanted} from {missing}, which has no such name. Look there for what the"
-        f" slice {folder} publishes, or add the event to it."
+        f"{at} imports {what}, which has no such name. Look in the contracts.py of the slice"
+        f" {folder} for what it publishes, or add the event to it."
     )
 
 
@@ -165,7 +174,7 @@ def _importing_line(error: ImportError, importer: Slice) -> str:
     frame, at = error.__traceback__, importer.package
     while frame is not None:
         path = frame.tb_frame.f_code.co_filename
-        if path.startswith(str(importer.path)):
+        if Path(path).is_relative_to(importer.path):
             at = f"{path}:{frame.tb_lineno}"
         frame = frame.tb_next
     return at

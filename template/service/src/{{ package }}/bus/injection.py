@@ -96,7 +96,12 @@ def bind(plan: Plan, constants: Mapping[Any, object], services: Services) -> Rou
     function = plan.function if plan.is_async else _in_thread(plan)
     if Source.MESSAGE in plan.sources:
         return _scoped(function, plan, constants, services)
-    match getters := getters_of(plan, constants):
+    return passing(function, getters_of(plan, constants))
+
+
+def passing(function: Any, getters: list[Any]) -> Route:
+    """Give a function `call(message, bus)` that passes what the getters get; without a loop."""
+    match getters:
         case []:
             return lambda message, bus: function(message)
         case [a]:
@@ -105,6 +110,8 @@ def bind(plan: Plan, constants: Mapping[Any, object], services: Services) -> Rou
             return lambda message, bus: function(message, a(bus), b(bus))
         case [a, b, c]:
             return lambda message, bus: function(message, a(bus), b(bus), c(bus))
+        case [a, b, c, d]:
+            return lambda message, bus: function(message, a(bus), b(bus), c(bus), d(bus))
         case _:
             return lambda message, bus: function(message, *[get(bus) for get in getters])
 
@@ -196,6 +203,8 @@ def _in_thread(plan: Plan) -> Any:
 
 
 def _named(annotation: Any) -> str:
+    if typing.get_args(annotation):
+        return str(annotation)
     return getattr(annotation, "__qualname__", None) or str(annotation)
 
 

@@ -1,6 +1,7 @@
 """Stores events, and a delivery per subscription, in the transaction that caused them."""
 
 import datetime as dt
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,9 +57,12 @@ class Outbox:
         now = dt.datetime.now(dt.UTC)
         rows = [self._row(event, context, now) for event in events]
         connection = await session.connection()
-        statements = _STATEMENTS[connection.dialect.name]
-        positions = list((await connection.execute(statements.events, rows)).scalars())
-        await connection.execute(statements.deliveries, {"positions": positions, "now": now})
+        if connection.dialect.name == "postgresql":
+            numbered = json.dumps([{"n": n, **row} for n, row in enumerate(rows)], default=str)
+            await connection.execute(_BOTH, {"rows": numbered, "now": now})
+        else:
+            positions = list((await connection.execute(_EVENTS, rows)).scalars())
+            await connection.execute(_DELIVERIES, {"positions": positions, "now": now})
         for row in rows:
             log.info("event stored", event_name=row["name"], event_id=str(row["id"]))
 
@@ -77,48 +81,61 @@ class Outbox:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Statements:
-    events: sa.Executable
-    deliveries: sa.Executable
-
-
-def _statements(transaction_id: sa.ColumnElement[int]) -> _Statements:
-    event, subscription, name = tables.event, tables.subscription, tables.subscription_name
-    events = (
-        sa.insert(event)
-        .values(tx=transaction_id)
-        .returning(event.c.position, sort_by_parameter_order=True)
-    )
+def _deliveries(events: sa.FromClause, *conditions: sa.ColumnElement[bool]) -> sa.Insert:
+    """Insert the deliveries of these events; `now` is bound when it is executed."""
     # The stored subscriptions decide, not this process's code: a listener may run elsewhere.
+    subscription, name = tables.subscription, tables.subscription_name
+    values: dict[str, Any] = {
+        "event_position": events.c.position,
+        "subscription_id": subscription.c.id,
+        "run": sa.literal(0),
+        "event_version": events.c.version,
+        "lane": sa.case((subscription.c.ordered, events.c.key)),
+        "state": sa.literal("pending"),
+        "due": sa.bindparam("now", type_=tables.delivery.c.due.type),
+        "attempts": sa.literal(0),
+        "losses": sa.literal(0),
+    }
     wanted = (
-        sa.select(
-            event.c.position,
-            subscription.c.id,
-            sa.literal(0),
-            event.c.version,
-            sa.case((subscription.c.ordered, event.c.key)),
-            sa.literal("pending"),
-            sa.bindparam("now", type_=tables.delivery.c.due.type),
-            sa.literal(0),
-            sa.literal(0),
-        )
-        .join(name, sa.and_(name.c.kind == "event", name.c.name == event.c.name))
+        sa.select(*values.values())
+        .join(name, sa.and_(name.c.kind == "event", name.c.name == events.c.name))
         .join(subscription, subscription.c.id == name.c.subscription_id)
-        .where(
-            event.c.position.in_(sa.bindparam("positions", expanding=True)),
-            subscription.c.retired_at.is_(None),
-        )
-        .order_by(event.c.position, subscription.c.id)
+        .where(subscription.c.retired_at.is_(None), *conditions)
+        .order_by(events.c.position, subscription.c.id)
     )
-    columns = ["event_position", "subscription_id", "run", "event_version", "lane"]
-    columns += ["state", "due", "attempts", "losses"]
-    return _Statements(events, sa.insert(tables.delivery).from_select(columns, wanted))
+    return sa.insert(tables.delivery).from_select(list(values), wanted)
 
 
-_STATEMENTS = {
-    "sqlite": _statements(sa.literal(0)),
-    "postgresql": _statements(
-        sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
-    ),
-}
+def _both() -> sa.Insert:
+    """Events and deliveries in one statement, for one way to the server and back."""
+    event = tables.event
+    given = [one for one in event.c if one not in (event.c.position, event.c.tx)]
+    rows = (
+        sa.func.json_to_recordset(sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON))
+        .table_valued(sa.column("n", sa.Integer), *(sa.column(c.name, c.type) for c in given))
+        .render_derived(with_types=True)
+    )
+    transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
+    stored = (
+        sa.insert(event)
+        .from_select(
+            [*(c.name for c in given), "tx"],
+            sa.select(*(rows.c[c.name] for c in given), transaction).order_by(rows.c.n),
+        )
+        .returning(event.c.position, event.c.name, event.c.version, event.c.key)
+        .cte("stored")
+    )
+    return _deliveries(stored)
+
+
+_BOTH = _both()
+
+# SQLite knows no statement that does both.
+_EVENTS = (
+    sa.insert(tables.event)
+    .values(tx=0)
+    .returning(tables.event.c.position, sort_by_parameter_order=True)
+)
+_DELIVERIES = _deliveries(
+    tables.event, tables.event.c.position.in_(sa.bindparam("positions", expanding=True))
+)

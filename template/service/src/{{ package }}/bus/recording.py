@@ -2,6 +2,7 @@
 
 from time import perf_counter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import event as sa_event
 from sqlalchemy.orm import Session, SessionTransaction, object_session
@@ -55,18 +56,14 @@ def _attached(session: Session, instance: Any) -> None:
 
 def _began(session: Session, transaction: SessionTransaction) -> None:
     if transaction.nested:
-        session.info.setdefault(_SAVEPOINTS, {})[transaction] = len(log_of(session))
+        lengths = session.info.setdefault(_SAVEPOINTS, WeakKeyDictionary())
+        lengths[transaction] = len(log_of(session))
 
 
 def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
     length = session.info.get(_SAVEPOINTS, {}).get(transaction)
     if length is not None:
         take_back(log_of(session), length)
-
-
-def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.nested:
-        session.info[_SAVEPOINTS].pop(transaction)
 
 
 def _transaction_began(session: Session, *_: object) -> None:
@@ -88,5 +85,4 @@ def take_back(log: EventLog, length: int) -> None:
 sa_event.listen(RecordingSession, "after_attach", _attached)
 sa_event.listen(RecordingSession, "after_transaction_create", _began)
 sa_event.listen(RecordingSession, "after_soft_rollback", _rolled_back)
-sa_event.listen(RecordingSession, "after_transaction_end", _ended)
 sa_event.listen(RecordingSession, "after_begin", _transaction_began)

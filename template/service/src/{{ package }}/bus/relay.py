@@ -111,6 +111,8 @@ class Relay:
             return
 
     async def _due(self) -> Sequence[Delivery]:
+        if not self._names:
+            return []
         query = (
             _deliveries()
             .where(

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .bus import Bus, Route
 from .catalog import event_types
 from .errors import BusError
-from .injection import Source, bind, getters_of
+from .injection import Source, bind, getters_of, passing
 from .marks import Listens, Proceed
 from .messages import Command, Event, Query
 from .services import Services
@@ -108,10 +109,10 @@ def _guarded(
             return await call(message, bus)
 
         return after_awaiting
-    function, getters = guard.plan.function, getters_of(guard.plan, constants)
+    decide = passing(guard.plan.function, getters_of(guard.plan, constants))
 
     def after(message: Any, bus: Bus) -> Any:
-        function(message, *[get(bus) for get in getters])
+        decide(message, bus)
         return call(message, bus)
 
     return after
@@ -120,12 +121,12 @@ def _guarded(
 def _around(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Route:
     function, getters = guard.plan.function, getters_of(guard.plan, constants)
 
-    async def around(message: Any, bus: Bus) -> Any:
-        def proceed() -> Any:
-            return call(message, bus)
+    if getters == [Proceed]:
+        return lambda message, bus: function(message, partial(call, message, bus))
 
-        arguments = [proceed if get is Proceed else get(bus) for get in getters]
-        return await function(message, *arguments)
+    def around(message: Any, bus: Bus) -> Any:
+        proceed = partial(call, message, bus)
+        return function(message, *[proceed if get is Proceed else get(bus) for get in getters])
 
     return around
 

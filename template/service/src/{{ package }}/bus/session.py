@@ -2,10 +2,15 @@
 
 from typing import NoReturn
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
 from .errors import BusError
 from .recording import EventLog, RecordingSession, use_log
+
+
+_ENDS = "bus_unit_ends"
 
 
 class UnitSession(AsyncSession):
@@ -14,7 +19,8 @@ class UnitSession(AsyncSession):
     sync_session_class = RecordingSession
 
     def __init__(self, engine: AsyncEngine, log: EventLog) -> None:
-        super().__init__(engine, expire_on_commit=False)
+        # Whoever still holds it when the unit is over cannot begin a transaction that nobody ends.
+        super().__init__(engine, expire_on_commit=False, close_resets_only=False)
         use_log(self.sync_session, log)
 
     async def commit(self) -> NoReturn:
@@ -26,11 +32,18 @@ class UnitSession(AsyncSession):
     async def close(self) -> NoReturn:
         raise _refusal("close")
 
+    async def reset(self) -> NoReturn:
+        raise _refusal("reset")
+
+    async def invalidate(self) -> NoReturn:
+        raise _refusal("invalidate")
+
     def begin(self) -> NoReturn:
         raise _refusal("begin")
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""
+        self.sync_session.info[_ENDS] = True
         await super().commit()
 
     async def close_unit(self) -> None:
@@ -38,8 +51,17 @@ class UnitSession(AsyncSession):
         await super().close()
 
 
+def _before_commit(session: Session) -> None:
+    # Reached around the methods above, as in `session.run_sync(lambda session: session.commit())`.
+    if _ENDS not in session.info and not session.in_nested_transaction():
+        raise _refusal("commit")
+
+
 def _refusal(what: str) -> BusError:
     return BusError(
         f"session.{what}() in a handler: the unit of work commits when the handler returns, and"
         " rolls back when it raises. To undo only a part, use `async with bus.savepoint():`."
     )
+
+
+event.listen(RecordingSession, "before_commit", _before_commit)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from .bus import Bus, Route
 from .context import Context
@@ -79,8 +79,8 @@ class UnitOfWork:
     """One transaction and the events that it will store. Sends inside of it join it."""
 
     __slots__ = (
-        "_depth",
         "_doomed_by",
+        "_inside",
         "_readonly",
         "_resources",
         "_session",
@@ -100,7 +100,7 @@ class UnitOfWork:
         self._readonly = readonly
         self._where = where
         self._session: UnitSession | None = None
-        self._depth = 0
+        self._inside: list[asyncio.Task[Any] | None] = []
         self._doomed_by: BaseException | None = None
 
     @property
@@ -129,8 +129,8 @@ class UnitOfWork:
         finally:
             self.is_open = False
             _current.reset(token)
-            if self._session is not None:
-                await _to_the_end(self._close(self._session))
+            if self._session is not None or self._inside:
+                await _to_the_end(self._end({*self._inside} - {asyncio.current_task()}))
 
     async def join(self, call: Route, message: object, depth: int) -> Any:
         """Run a nested command. If it fails, nothing of this unit may be committed."""
@@ -141,7 +141,7 @@ class UnitOfWork:
             self._doomed_by = error
             raise
         finally:
-            self._depth -= 1
+            self._inside.pop()
 
     async def join_query(self, call: Route, query: object, depth: int) -> Any:
         """Run a nested query: it sees what this unit has written, and cannot write."""
@@ -152,7 +152,7 @@ class UnitOfWork:
             async with self._reading():
                 return await call(query, self._bus())
         finally:
-            self._depth -= 1
+            self._inside.pop()
 
     def publish(self, event: Event, depth: int) -> None:
         """Add the event to what is stored at the commit."""
@@ -177,30 +177,38 @@ class UnitOfWork:
             raise
 
     def _bus(self) -> Bus:
-        return Bus(self._resources.routes, self.context, self, self._depth)
+        return Bus(self._resources.routes, self.context, self, len(self._inside))
 
     def _enter(self, depth: int) -> None:
         self._check(depth)
-        self._depth += 1
+        self._inside.append(asyncio.current_task())
 
     def _check(self, depth: int) -> None:
         if not self.is_open:
             raise BusError("The unit of work of this bus is over: its handler has returned.")
-        if depth != self._depth:
+        if depth != len(self._inside):
             raise BusError(
                 "Two tasks use one unit of work at once (asyncio.gather?): a transaction does one"
                 " thing after the other. Await each send before the next."
             )
 
-    async def _commit(self) -> None:
+    def _check_doomed(self) -> None:
         if self._doomed_by is not None:
             raise UnitDoomedError(
                 f"Nothing was committed: a nested send failed ({self._doomed_by!r}) and its caller"
                 " went on. Let the error through, or send inside `async with bus.savepoint():`."
             ) from self._doomed_by
+
+    async def _commit(self) -> None:
+        self._check(0)
+        self._check_doomed()
         if self._readonly:
+            await self._refuse_changes()
             return
         await self._settle()
+        self._check(0)
+        self._check_doomed()
+        self.is_open = False
         if self.log and self.has_database:
             events = [event for event, _ in self.log]
             await self._resources.outbox.store(self.session, events, self.context)
@@ -211,7 +219,7 @@ class UnitOfWork:
 
     async def _settle(self) -> None:
         """Flush and run inline listeners, which may change and publish more, until all is quiet."""
-        heard = 0
+        heard, bus = 0, self._bus()
         for _ in range(_MOST_INLINE_ROUNDS):
             if self._session is not None:
                 await self._session.flush()
@@ -220,7 +228,7 @@ class UnitOfWork:
             news, heard = self.log[heard:], len(self.log)
             for event, _owner in news:
                 for listener in self._resources.inline.get(type(event), ()):
-                    await listener(event, self._bus())
+                    await listener(event, bus)
         raise BusError(
             f"Inline listeners published on and on ({type(self.log[-1][0]).__name__} last):"
             " one of them causes its own event."
@@ -228,9 +236,10 @@ class UnitOfWork:
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[None]:
-        database = self._resources.database
+        database, told = self._resources.database, len(self.log)
         if database is None:
             yield
+            await self._refuse_changes(told)
             return
         on, off = _READONLY[database.dialect]
         await self.session.flush()
@@ -238,10 +247,32 @@ class UnitOfWork:
             async with self.session.begin_nested():
                 await self.session.execute(on)
                 yield
-                await self.session.flush()
+                await self._refuse_changes(told)
         finally:
             if off is not None:
-                await self.session.execute(off)
+                # A cancelled statement loses the whole transaction: nothing to write any more.
+                with suppress(PendingRollbackError):
+                    await self.session.execute(off)
+
+    async def _refuse_changes(self, told: int = 0) -> None:
+        """For queries: what they changed fails in the flush, what they published after `told`."""
+        if self._session is not None:
+            await self._session.flush()
+        if len(self.log) > told:
+            raise BusError(
+                f"{type(self.log[-1][0]).__name__} was published in a query, which only reads:"
+                " publish it in the handler of a command."
+            )
+
+    async def _end(self, others: set[asyncio.Task[Any] | None]) -> None:
+        """Give everything back. others are tasks that send on this unit still: a refused gather."""
+        tasks = [task for task in others if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._session is not None:
+            await self._close(self._session)
 
     async def _close(self, session: UnitSession) -> None:
         began = session.sync_session.info.get("began")

@@ -1,10 +1,11 @@
 """Checks that what was found fits together: the service does not start if it does not."""
 
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import Any
+from types import NoneType, SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 from .catalog import Catalog, Marked, event_types, where
 from .errors import WiringError
@@ -65,11 +66,24 @@ def check(catalog: Catalog, services: Services) -> Wiring:
 
 def result_type(command: type[Command[Any]]) -> Any:
     """The R of Command[R]; raises LookupError for a bare `class X(Command)`."""
-    for base in command.__mro__:
-        generic = getattr(base, "__pydantic_generic_metadata__", None) or {}
-        if generic.get("origin") in (Command, Query) and generic["args"]:
-            return generic["args"][0]
+    for cls in command.__mro__:
+        for base in cls.__bases__:
+            generic = getattr(base, "__pydantic_generic_metadata__", None) or {}
+            if generic.get("origin") in (Command, Query) and generic["args"]:
+                return _resolved(generic["args"][0], cls)
     raise LookupError(command)
+
+
+def _resolved(annotation: Any, cls: type) -> Any:
+    """The type behind a name in quotes, as in Query["list[Page]"]."""
+    holder = SimpleNamespace(__annotations__={"answer": annotation})
+    try:
+        return get_type_hints(holder, vars(sys.modules[cls.__module__]))["answer"]
+    except NameError as error:
+        raise WiringError(
+            f"{where(cls)}: {cls.__name__} answers with {error.name!r}, which its module does not"
+            " have: import it outside of `if TYPE_CHECKING:`."
+        ) from error
 
 
 def _marked(wiring: Wiring) -> Iterator[tuple[Marked, Any]]:
@@ -134,11 +148,13 @@ def _result_errors(wired: Wired, command: type[Command[Any]]) -> Iterator[str]:
 
 
 def _add_listener(wiring: Wiring, wired: Wired) -> Iterator[str]:
-    name, events = wired.marked.name, event_types(wired.plan.message)
-    for old in (name, *wired.marked.aliases):
-        if other := wiring.listeners.get(old):
-            yield f"{_at(wired)}: {other.marked.where} is a listener named {old} too: rename one."
-    wiring.listeners[name] = wired
+    events = event_types(wired.plan.message)
+    for other in wiring.listeners.values():
+        for shared in set(wired.marked.names) & set(other.marked.names):
+            yield (
+                f"{_at(wired)}: {other.marked.where} is a listener named {shared} too: rename one."
+            )
+    wiring.listeners[wired.marked.name] = wired
     for event in events:
         yield from _heard_event_errors(wiring, wired, event)
     yield from _no_proceed(wired)
@@ -180,15 +196,14 @@ def _next_command_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:
 
 
 def _unknown_attributes(wired: Wired, events: tuple[type[Event], ...]) -> Iterator[str]:
-    """What the listener reads from its event but the event does not have."""
+    """What the listener reads from its event but the event (none of a union's) does not have."""
     message = next(iter(inspect.signature(wired.marked.function).parameters))
     for attribute in sorted(attributes_read(wired.marked.function, message)):
-        for event in events:
-            if not hasattr(event, attribute) and attribute not in event.model_fields:
-                yield (
-                    f"{_at(wired)}: reads {message}.{attribute}, but {event.__name__}"
-                    f" ({where(event)}) has {', '.join(event.model_fields)}."
-                )
+        if not any(hasattr(one, attribute) or attribute in one.model_fields for one in events):
+            has = " and ".join(
+                f"{one.__name__} ({where(one)}) has {', '.join(one.model_fields)}" for one in events
+            )
+            yield f"{_at(wired)}: reads {message}.{attribute}, but {has}."
 
 
 def _event_errors(event: type[Event]) -> Iterator[str]:
@@ -244,4 +259,6 @@ def _at(wired: Wired) -> str:
 def _named(annotation: Any) -> str:
     if annotation is None or annotation is NoneType:
         return "None"
+    if get_args(annotation):
+        return str(annotation)
     return getattr(annotation, "__name__", None) or str(annotation)

