@@ -43,6 +43,7 @@ TIMEOUT = 20
 _FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SERVER = re.compile(r"uv run shop (dev|run|worker)$")
 _NOX = re.compile(r"nox -s (\w+)")
+_READY = "Application startup complete."
 _ADDRESS = "127.0.0.1:8000"
 
 # What stands in for the programs that a reader has installed.
@@ -103,7 +104,9 @@ class Reader:
             case "python", "":
                 raise AssertionError(f"{block}: which file is it for?")
             case "python", title:
+                ready = self.told.count(_READY)
                 join(block, self.here / title)
+                self.wait_for_reload(ready)
             case ("text" | "mermaid"), "":
                 pass
             case _, title if title:
@@ -182,6 +185,13 @@ class Reader:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
+
+    def wait_for_reload(self, ready: int) -> None:
+        """A service that runs takes the change over: all that pages leave running is `shop dev`."""
+        deadline = time.monotonic() + TIMEOUT
+        while self.servers and self.told.count(_READY) == ready:
+            assert time.monotonic() < deadline, self.told
+            time.sleep(0.1)
 
     def wait_for_deliveries(self) -> None:
         """A reader is slower than the relay."""
@@ -348,10 +358,11 @@ def test_page(
             reader.follow(block)
     finally:
         reader.stop()
-    if any(block.kind == "python" for block in found):
-        reader.run(
-            f"ruff check && ruff format --check && mypy --cache-dir {types_cache} && lint-imports"
-        )
+    written = {block.title for block in found if block.kind == "python"}
+    files = " ".join(title for title in written if (reader.here / title).exists())
+    if written:
+        reader.run(f"ruff check {files}; ruff format --check {files}")
+        reader.run(f"mypy --cache-dir {types_cache}; lint-imports")
 
 
 def test_every_fence_is_understood() -> None:

@@ -171,7 +171,7 @@ class TestServiceRefusals:
             ({"package": "my-shop"}, "Expected snake_case, starting with a letter"),
             ({"package": "Shop"}, "Got Shop."),
             ({"package": "a_"}, "Got a_."),
-            ({"package": "a" * 49}, "at most 48 characters"),
+            ({"package": "a" * 41}, "at most 40 characters"),
             ({"package": ""}, "Got nothing."),
             ({"project_name": "5 shops"}, "Expected a letter, then letters"),
             ({"project_name": "x" * 41}, "at most 40"),

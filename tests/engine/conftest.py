@@ -169,6 +169,19 @@ class Shop:
         """A module of the service, such as 'bus.relay'."""
         return importlib.import_module(f"shop.{name}")
 
+    def forget(self) -> None:
+        """Unload the slices, so that what was edited is imported anew."""
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__file__", None) or "").startswith(str(self.folder)):
+                parent, _, child = name.rpartition(".")
+                vars(sys.modules[parent]).pop(child, None)
+                del sys.modules[name]
+        for cache in list(self.folder.rglob("__pycache__")):
+            shutil.rmtree(cache)
+        entities = self.module("base.database").Base
+        entities.registry.dispose()
+        entities.metadata.clear()
+
     @property
     def bus(self) -> Any:
         return self.module("bus")
@@ -275,25 +288,12 @@ def shop(engine: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     base = importlib.import_module("shop.base")
     monkeypatch.setattr(engine, "__path__", [*engine.__path__, str(folder)])
     monkeypatch.setattr(base, "__path__", [*base.__path__, str(folder / "base")])
-    before = set(sys.modules)
     made = Shop(folder)
     yield made
     made.seen.clear()
     made.module("probe").gates.clear()
-    entities = made.module("base.database").Base
-    entities.registry.dispose()
-    entities.metadata.clear()
-    for name in set(sys.modules) - before:
-        if name.startswith(str(folder)) or _lies_in(sys.modules[name], folder):
-            del sys.modules[name]
-    for attribute in ("slices", "providers"):
-        if hasattr(engine, attribute):
-            delattr(engine, attribute)
+    made.forget()
     gc.collect(0)
-
-
-def _lies_in(module: ModuleType, folder: Path) -> bool:
-    return (getattr(module, "__file__", None) or "").startswith(str(folder))
 
 
 @pytest.fixture(scope="session")

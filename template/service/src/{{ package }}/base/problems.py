@@ -9,14 +9,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
-from .errors import Conflict, ProblemError
+from .errors import Conflict, Invalid, ProblemError
 
 _MEDIA_TYPE = "application/problem+json"
 _SCHEMAS = "#/components/schemas/"
+# The class of SQLSTATEs for values that are impossible; PostgreSQL checks more than SQLite.
+_DATA_EXCEPTION = "22"
 _RESPONSE = {
     "description": "What went wrong",
     "content": {_MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
@@ -51,6 +53,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(StaleDataError, _stale)
     app.add_exception_handler(IntegrityError, _integrity)
+    app.add_exception_handler(DBAPIError, _refused_by_database)
     _document(app)
 
 
@@ -118,6 +121,15 @@ async def _integrity(request: Request, error: Exception) -> JSONResponse:
     log.warning("integrity_error", exc_info=error)
     detail = "This contradicts what is stored already, such as a value that must be unique."
     return _problem(request, Conflict.status, Conflict.title, detail)
+
+
+async def _refused_by_database(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DBAPIError)
+    if not str(getattr(error.orig, "sqlstate", "")).startswith(_DATA_EXCEPTION):
+        raise error
+    log.warning("data_error", exc_info=error)
+    detail = "A value cannot be stored, such as a text with a NUL character."
+    return _problem(request, Invalid.status, Invalid.title, detail)
 
 
 def _document(app: FastAPI) -> None:

@@ -1,14 +1,19 @@
 """The database as two engines: one that writes, one that cannot."""
 
 import sqlite3
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import event, exc, make_url
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolResetState
 
 from .errors import WiringError
+
+# In a connection's info: a nested query was cut off, and SQLite still refuses to write. Only then
+# is it told otherwise, because that makes it forget its prepared statements.
+LEFT_READONLY = "left_readonly"
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -71,18 +76,34 @@ def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA query_only = {int(readonly)}")
         cursor.close()
 
-    # Set at every begin, so that a cancelled transaction cannot leave it wrong for the next.
-    begin = f"PRAGMA query_only = {int(readonly)}; BEGIN {'DEFERRED' if readonly else 'IMMEDIATE'}"
+    begin = "BEGIN" if readonly else "BEGIN IMMEDIATE"
 
     def on_begin(connection: Connection) -> None:
+        if connection.info.pop(LEFT_READONLY, False):
+            connection.exec_driver_sql("PRAGMA query_only = 0")
         try:
-            # A script is one call to the driver's thread; two statements would be six.
-            connection.connection.run_async(lambda driver: driver.executescript(begin))
+            # One call to the driver's thread, where exec_driver_sql makes three.
+            connection.connection.run_async(lambda driver: driver.execute(begin))
         except sqlite3.Error as error:
             raise exc.OperationalError(begin, None, error) from error
 
+    def on_invalidate(connection: Any, *_: object) -> None:
+        # A cancelled statement would run on; and a closed connection keeps its transaction, and so
+        # the write lock, for as long as anything (such as a traceback) refers to the statement.
+        with suppress(Exception):
+            connection.run_async(lambda driver: driver.interrupt())
+            connection.rollback()
+
+    def on_reset(connection: Any, _: object, state: PoolResetState) -> None:
+        # A commit that SQLite refuses leaves the transaction, and its write lock, as they were.
+        if state.asyncio_safe and connection.driver_connection.in_transaction:
+            connection.rollback()
+
     event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "reset", on_reset)
+    event.listen(engine.sync_engine, "invalidate", on_invalidate)
     event.listen(engine.sync_engine, "begin", on_begin)
     return engine

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import FunctionType
@@ -99,7 +99,7 @@ def bind(plan: Plan, constants: Mapping[Any, object], services: Services) -> Rou
     return passing(function, getters_of(plan, constants))
 
 
-def passing(function: Any, getters: list[Any]) -> Route:
+def passing(function: Any, getters: list[Any]) -> Callable[[Any, Bus], Any]:
     """Give a function `call(message, bus)` that passes what the getters get; without a loop."""
     match getters:
         case []:

@@ -138,7 +138,10 @@ class Relay:
             ):
                 try:
                     return await self._run(delivery)
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    # Of a listener that cancels itself, only the listener has failed.
+                    if (task := asyncio.current_task()) and task.cancelling():
+                        raise
                     await self._record_failure(delivery, error)
                     return True
 
@@ -150,7 +153,7 @@ class Relay:
 
         async def listen(event: Any, bus: Bus) -> bool:
             # First of all: whoever else has taken or finished it meanwhile keeps it.
-            if not await self._mark_done(bus, delivery.id):
+            if not await self._mark_done(bus, delivery):
                 return False
             await call(event, bus)
             return True
@@ -169,13 +172,13 @@ class Relay:
             )
         return cls.model_validate(delivery.payload)
 
-    async def _mark_done(self, bus: Bus, delivery_id: int) -> bool:
+    async def _mark_done(self, bus: Bus, delivery: Delivery) -> bool:
         session = bus.session
         if session is None:
             raise BusError("A delivery is part of a transaction.")
         free = (
             sa.select(tables.delivery.c.id)
-            .where(tables.delivery.c.id == delivery_id, tables.delivery.c.state == "pending")
+            .where(*_as_it_was(delivery))
             .with_for_update(skip_locked=True)
         )
         done = (
@@ -186,25 +189,21 @@ class Relay:
         )
         return (await session.execute(done)).first() is not None
 
-    async def _record_failure(self, delivery: Delivery, error: Exception) -> None:
+    async def _record_failure(self, delivery: Delivery, error: BaseException) -> None:
         attempts = delivery.attempts + 1
         dead = attempts >= _MOST_ATTEMPTS
         now = dt.datetime.now(dt.UTC)
         # The same fence as success has: a delivery that had committed after all is left alone.
         failed = (
             sa.update(tables.delivery)
-            .where(
-                tables.delivery.c.id == delivery.id,
-                tables.delivery.c.state == "pending",
-                tables.delivery.c.attempts == delivery.attempts,
-            )
+            .where(*_as_it_was(delivery))
             .values(
                 attempts=attempts,
                 state="dead" if dead else "pending",
                 due=now + dt.timedelta(seconds=retry_delay(attempts)),
-                error_type=type(error).__qualname__,
-                error_frame=own_frame(error, self._package),
-                error_message="".join(traceback.format_exception(error)),
+                error_type=_storable(type(error).__qualname__)[:200],
+                error_frame=own_frame(error, self._package)[:400],
+                error_message=_storable("".join(traceback.format_exception(error))),
             )
         )
         async with self._database.writer.begin() as connection:
@@ -228,6 +227,20 @@ def own_frame(error: BaseException, package: str) -> str:
         if module.startswith(f"{package}.slices."):
             return f"{module}:{frame.f_code.co_name}:{line}"
     return ""
+
+
+def _as_it_was(delivery: Delivery) -> tuple[sa.ColumnElement[bool], ...]:
+    """Nobody has run it since it was read, with or without success."""
+    return (
+        tables.delivery.c.id == delivery.id,
+        tables.delivery.c.state == "pending",
+        tables.delivery.c.attempts == delivery.attempts,
+    )
+
+
+def _storable(text: str) -> str:
+    """Text without what a database refuses: NUL characters and lone surrogates."""
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def _deliveries() -> sa.Select[Any]:

@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 from .errors import BusError
 from .recording import EventLog, RecordingSession, use_log
 
-
 _ENDS = "bus_unit_ends"
 
 

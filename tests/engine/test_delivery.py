@@ -1,0 +1,523 @@
+"""Events and their deliveries are stored with what caused them, and each listener runs once."""
+
+import asyncio
+from collections.abc import Callable
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+Relays = Callable[[Service], "asyncio.Task[None]"]
+
+REACTS = """
+    @listen
+    async def copy(event: NoteWritten, session: AsyncSession) -> None:
+        seen.append(event.text)
+        if not event.text.startswith("copy"):
+            session.add(Note(text="copy of " + event.text))
+"""
+FAILS = """
+    @listen
+    async def fail(event: NoteWritten, session: AsyncSession) -> None:
+        session.add(Note(text="failed " + event.text))
+        await session.flush()
+        seen.append("failed")
+        raise LookupError("no luck")
+"""
+
+
+async def write(service: Service, *texts: str) -> None:
+    for text in texts:
+        await service.send(service.shop.messages().Write(text=text))
+
+
+async def states(service: Service) -> list[tuple[str, str, int]]:
+    return [(one.listener, one.state, one.attempts) for one in await service.deliveries()]
+
+
+async def test_event_and_deliveries_are_stored_with_the_change(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=REACTS + FAILS)
+    service = await start(url)
+    await write(service, "a")
+    [event] = await service.events()
+    assert (event.name, event.version, event.key) == ("notes.NoteWritten", 1, "a")
+    assert event.payload == {"text": "a"}
+    assert event.causation_id is None
+    assert event.recorded_at.utcoffset().total_seconds() == 0
+    assert (event.tx > 0) == url.startswith("postgresql")
+    deliveries = await service.deliveries()
+    assert {one.listener for one in deliveries} == {"notes.copy", "notes.fail"}
+    assert {one.event_position for one in deliveries} == {event.position}
+    assert {(one.state, one.attempts, one.run) for one in deliveries} == {("pending", 0, 0)}
+    assert shop.seen == []
+
+
+async def test_failed_command_leaves_no_event_and_no_delivery(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=REACTS)
+    service = await start(url)
+    await write(service, "a")
+    with pytest.raises(sa.exc.IntegrityError):
+        await write(service, "a")
+    assert len(await service.events()) == len(await service.deliveries()) == 1
+
+
+async def test_listener_runs_once_in_a_transaction_of_its_own(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=REACTS)
+    service = await start(url)
+    await write(service, "a", "b")
+    await service.settled()
+    await service.settled()
+    assert shop.seen == ["a", "b"]
+    assert await service.texts() == ["a", "b", "copy of a", "copy of b"]
+    assert await states(service) == [("notes.copy", "done", 0)] * 2
+    assert all(one.finished_at for one in await service.deliveries())
+
+
+async def test_listener_returns_the_next_command(shop: Shop, start: Start, url: str) -> None:
+    notes(shop)
+    shop.slice(
+        "orders",
+        contracts="class Ordered(Event, key='text'):\n    text: str",
+        messages="class Order(Command[None]):\n    text: str",
+        models="""
+        class OrderRow(Entity):
+            __tablename__ = "orders"
+            text: Mapped[str]
+        """,
+        handlers="""
+        @handle
+        async def order(command: Order, session: AsyncSession, bus: Bus) -> None:
+            session.add(OrderRow(text=command.text))
+            bus.publish(Ordered(text=command.text))
+        """,
+        listeners="""
+        from shop.slices.notes.contracts import NoteWritten
+        @listen
+        def start_order(event: NoteWritten) -> Order | None:
+            return Order(text=event.text) if event.text != "skip" else None
+        """,
+    )
+    service = await start(url)
+    await write(service, "a", "skip")
+    await service.settled()
+    assert await service.column("SELECT text FROM orders") == ["a"]
+    written, skipped, ordered = await service.events()
+    assert ordered.name == "orders.Ordered"
+    assert ordered.causation_id == written.id
+    assert ordered.correlation_id == written.correlation_id != skipped.correlation_id
+
+
+async def test_failing_listener_is_tried_again_later(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=FAILS)
+    service = await start(url)
+    await write(service, "a")
+    relay = service.runtime.relay
+    for attempt in (1, 2, 3):
+        await relay.work_off()
+        await relay.work_off()
+        [delivery] = await service.deliveries()
+        assert (delivery.state, delivery.attempts) == ("pending", attempt)
+        assert shop.seen == ["failed"] * attempt
+        assert delivery.error_type == "LookupError"
+        assert delivery.error_frame.startswith("shop.slices.notes.listeners:fail:")
+        assert "no luck" in delivery.error_message
+        assert "Traceback" in delivery.error_message
+        await service.due_now()
+    assert await service.texts() == ["a"]
+
+
+async def test_delays_grow_and_scatter(shop: Shop) -> None:
+    delay = shop.module("bus.relay").retry_delay
+    for attempts, longest in [(1, 1), (2, 2), (5, 16), (20, 300)]:
+        drawn = [delay(attempts) for _ in range(50)]
+        assert longest / 2 <= min(drawn) < max(drawn) <= longest
+
+
+async def test_what_keeps_failing_is_kept_as_a_dead_letter(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=FAILS)
+    service = await start(url)
+    await write(service, "a")
+    for _ in range(12):
+        await service.runtime.relay.work_off()
+        await service.due_now()
+    assert await states(service) == [("notes.fail", "dead", 10)]
+    assert len(shop.seen) == 10
+    [delivery] = await service.deliveries()
+    assert "no luck" in delivery.error_message
+
+
+async def test_failing_listener_does_not_hold_up_others(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=FAILS + REACTS)
+    service = await start(url)
+    await write(service, *(f"{number:03}" for number in range(60)))
+    await service.runtime.relay.work_off()
+    found = await states(service)
+    assert found.count(("notes.copy", "done", 0)) == 60
+    assert sum(listener == "notes.fail" and tried > 0 for listener, _, tried in found) == 60
+
+
+async def test_listener_that_recovers_is_done(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(event.text)
+            session.add(Note(text="copy"))
+            if len(seen) < 3:
+                raise LookupError
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    for _ in range(3):
+        await service.runtime.relay.work_off()
+        await service.due_now()
+    await service.settled()
+    assert await states(service) == [("notes.copy", "done", 2)]
+    assert await service.texts() == ["a", "copy"]
+
+
+async def test_settled_says_what_did_not_settle(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=FAILS)
+    service = await start(url)
+    await write(service, "a")
+    with pytest.raises(TimeoutError) as failure:
+        await service.settled(0.2)
+    assert "pending notes.NoteWritten {'text': 'a'}, attempt 1" in str(failure.value)
+    assert "LookupError: no luck" in str(failure.value)
+    delivery = shop.tables.delivery
+    await service.write(sa.update(delivery).values(state="dead"))
+    async with asyncio.timeout(1):
+        with pytest.raises(TimeoutError, match="dead notes.NoteWritten"):
+            await service.settled(60)
+
+
+async def test_settled_waits_for_what_listeners_cause(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def again(event: NoteWritten, bus: Bus) -> None:
+            if len(event.text) < 5:
+                await bus.send(Write(text=event.text + "a"))
+        """,
+    )
+    service = await start(url)
+    relays(service)
+    await write(service, "a")
+    await service.settled()
+    assert await service.texts() == ["a", "aa", "aaa", "aaaa", "aaaaa"]
+
+
+async def test_commit_wakes_the_relay(
+    shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.module("bus.relay"), "_POLL_SECONDS", 3600)
+    notes(shop, listeners="@listen\nasync def hear(event: NoteWritten) -> None: gate('x').set()")
+    service = await start(url)
+    relays(service)
+    while not service.runtime.relay.alive:
+        await asyncio.sleep(0)
+    await write(service, "a")
+    async with asyncio.timeout(5):
+        await shop.gate("x").wait()
+
+
+async def test_rolled_back_unit_does_not_wake_the_relay(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, bus: Bus) -> None:
+            bus.publish(NoteWritten(text="a"))
+            raise ValueError
+        """,
+    )
+    service = await start(url)
+    with pytest.raises(ValueError):
+        await service.send(shop.messages().Run())
+    assert not service.runtime.relay._awake.is_set()
+
+
+async def test_two_relays_deliver_each_once(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=REACTS)
+    services = [await start(url), await start(url)]
+    texts = [f"{number:03}" for number in range(40)]
+    for service in services:
+        relays(service)
+    await asyncio.gather(write(services[0], *texts[:20]), write(services[1], *texts[20:]))
+    await services[0].settled(20)
+    assert sorted(shop.seen) == texts
+    assert await services[0].texts() == [*texts, *(f"copy of {text}" for text in texts)]
+
+
+async def test_slow_listener_elsewhere_does_not_keep_a_relay_busy(
+    shop: Shop, start: Start, postgresql_url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def slow(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(event.text)
+            await gate("go").wait()
+        """,
+    )
+    busy, idle = await start(postgresql_url), await start(postgresql_url)
+    await write(busy, "a")
+    relays(busy)
+    while not shop.seen:
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(5):
+        await idle.runtime.relay.work_off()
+    assert shop.seen == ["a"]
+    shop.gate("go").set()
+    await busy.settled()
+    assert shop.seen == ["a"]
+
+
+async def test_delivery_that_another_relay_has_just_failed_waits_for_its_turn(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=FAILS)
+    first, second = await start(url), await start(url)
+    await write(first, "a")
+    [stale] = await second.runtime.relay._due()
+    await first.runtime.relay.work_off()
+    await second.runtime.relay._deliver(stale, asyncio.Semaphore())
+    assert shop.seen == ["failed"]
+    assert await states(first) == [("notes.fail", "pending", 1)]
+
+
+async def test_stopped_relay_finishes_what_runs_and_takes_nothing_new(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def slow(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(event.text)
+            await gate("go").wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, *(str(number) for number in range(20)))
+    task = relays(service)
+    while not shop.seen:
+        await asyncio.sleep(0)
+    service.runtime.relay.stop()
+    shop.gate("go").set()
+    async with asyncio.timeout(5):
+        await task
+    assert not service.runtime.relay.alive
+    found = await states(service)
+    assert found.count(("notes.slow", "done", 0)) == len(shop.seen) < 20
+
+
+async def test_cancelled_relay_gives_back_what_runs(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def slow(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(event.text)
+            if len(seen) == 1:
+                await gate("never").wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    task = asyncio.create_task(service.runtime.relay.run())
+    while not shop.seen:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert service.in_use() == 0
+    assert await states(service) == [("notes.slow", "pending", 0)]
+    await service.settled()
+    assert shop.seen == ["a", "a"]
+
+
+async def test_relay_survives_a_database_that_is_away(
+    shop: Shop,
+    start: Start,
+    url: str,
+    relays: Relays,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shop.module("bus.relay"), "_POLL_SECONDS", 0.01)
+    notes(shop, listeners=REACTS)
+    service = await start(url)
+    away = [True]
+    failures = []
+
+    def refuse(*_: object) -> None:
+        if away:
+            failures.append(1)
+            raise ConnectionError("away")
+
+    engines = {service.database.writer.sync_engine, service.database.reader.sync_engine}
+    await write(service, "a")
+    for engine in engines:
+        sa.event.listen(engine, "begin", refuse)
+    task = relays(service)
+    async with asyncio.timeout(5):
+        while len(failures) < 3:
+            await asyncio.sleep(0.001)
+    assert not task.done()
+    assert service.runtime.relay.alive
+    away.clear()
+    await service.settled()
+    assert shop.seen == ["a"]
+
+
+async def test_relay_survives_a_server_that_cuts_its_connections(
+    shop: Shop, start: Start, postgresql_url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.module("bus.relay"), "_POLL_SECONDS", 0.01)
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            session.add(Note(text="copy of " + event.text))
+            await session.flush()
+            seen.append(event.text)
+            if len(seen) == 1:
+                gate("inside").set()
+                await gate("go").wait()
+        """,
+    )
+    service, other = await start(postgresql_url), await start(postgresql_url)
+    await write(service, "a")
+    relays(service)
+    await shop.gate("inside").wait()
+    await other.write(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    shop.gate("go").set()
+    async with asyncio.timeout(5):
+        while (await other.deliveries())[0].attempts == 0:
+            await asyncio.sleep(0.005)
+    await other.due_now()
+    await service.settled()
+    assert await other.texts() == ["a", "copy of a"]
+
+
+async def test_event_that_this_code_cannot_read_is_kept(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=REACTS)
+    service = await start(url)
+    await write(service, "a", "b")
+    await service.write("UPDATE bus_event SET payload = '{\"other\": 1}' WHERE key = 'a'")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("notes.copy", "pending", 1), ("notes.copy", "done", 0)]
+    assert "text" in (await service.deliveries())[0].error_message
+
+
+async def test_failure_with_odd_characters_is_recorded(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def fail(event: NoteWritten) -> None:
+            raise LookupError("nul \\x00, surrogate \\ud800, long " + "x" * 100_000)
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("notes.fail", "pending", 1)]
+
+
+async def test_listener_that_cancels_itself_has_failed(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def fail(event: NoteWritten) -> None:
+            raise asyncio.CancelledError
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("notes.fail", "pending", 1)]
+
+
+async def test_error_with_a_long_name_is_recorded(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def fail(event: NoteWritten) -> None:
+            raise type("E" * 300, (Exception,), {})
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("notes.fail", "pending", 1)]
+
+
+async def test_listener_that_swallows_a_nested_failure_has_failed(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run) -> None:
+            raise ValueError
+        """,
+        listeners="""
+        @listen
+        async def react(event: NoteWritten, bus: Bus) -> None:
+            try:
+                await bus.send(Run())
+            except ValueError:
+                pass
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("notes.react", "pending", 1)]
+    assert (await service.deliveries())[0].error_type == "UnitDoomedError"
+
+
+async def test_event_published_from_outside_is_delivered(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=REACTS)
+    service = await start(url)
+    await service.runtime.publish(shop.contracts().NoteWritten(text=str(uuid4())))
+    await service.settled()
+    assert len(shop.seen) == 1

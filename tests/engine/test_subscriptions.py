@@ -1,0 +1,195 @@
+"""Subscriptions are stored: deliveries are made from rows, not from this process's code."""
+
+import asyncio
+
+import pytest
+import sqlalchemy as sa
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+HEARS = "@listen\nasync def hear(event: NoteWritten) -> None: seen.append(event.text)\n"
+ORDERS = f"from shop.slices.notes.contracts import NoteWritten\n{HEARS}"
+
+
+async def subscriptions(service: Service) -> list[str]:
+    return await service.column("SELECT listener FROM bus_subscription ORDER BY id")
+
+
+async def names(service: Service, kind: str) -> list[str]:
+    return await service.column(
+        f"SELECT name FROM bus_subscription_name WHERE kind = '{kind}' ORDER BY name"
+    )
+
+
+async def started_again(shop: Shop, start: Start, url: str, **options: object) -> Service:
+    """The service after its slices were edited."""
+    shop.forget()
+    return await start(url, **options)
+
+
+async def test_subscriptions_are_written_once(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=HEARS)
+    for _ in range(3):
+        service = await start(url)
+    assert await subscriptions(service) == ["notes.hear"]
+    assert await names(service, "listener") == ["notes.hear"]
+    assert await names(service, "event") == ["notes.NoteWritten"]
+
+
+async def test_processes_that_start_at_once_write_them_once(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=HEARS)
+    shop.slice("orders", listeners=ORDERS)
+    first = await start(url)
+    await first.write("DELETE FROM bus_subscription")
+    await first.write("DELETE FROM bus_subscription_name")
+    databases = [shop.database(url) for _ in range(5)]
+    runtimes = [shop.build(database) for database in databases]
+    await asyncio.gather(*(runtime.__aenter__() for runtime in runtimes))
+    assert await subscriptions(first) == ["notes.hear", "orders.hear"]
+    assert len(await first.rows("SELECT * FROM bus_subscription_name")) == 4
+    for runtime, database in zip(runtimes, databases, strict=True):
+        await runtime.__aexit__(None, None, None)
+        await database.close()
+
+
+async def test_process_with_some_slices_feeds_the_others(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop)
+    shop.slice("orders", listeners=ORDERS)
+    only_notes = await start(url, slices=("notes",))
+    await only_notes.send(shop.messages().Write(text="a"))
+    await only_notes.settled()
+    assert shop.seen == []
+    only_orders = await start(url, slices=("orders",))
+    with pytest.raises(shop.bus.BusError, match="Write is no command or query of a slice that runs"):
+        await only_orders.send(shop.messages().Write(text="b"))
+    await only_orders.settled()
+    assert shop.seen == ["a"]
+
+
+async def test_inline_listeners_have_no_subscription(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=HEARS.replace("@listen", "@listen(inline=True)"))
+    service = await start(url)
+    assert await subscriptions(service) == []
+
+
+async def test_new_listener_gets_what_comes_from_now_on(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop)
+    service = await start(url)
+    await service.send(shop.messages().Write(text="before"))
+    shop.slice("orders", listeners=ORDERS)
+    service = await started_again(shop, start, url)
+    await service.send(shop.messages().Write(text="after"))
+    await service.settled()
+    assert shop.seen == ["after"]
+    assert await service.column("SELECT from_position FROM bus_subscription") == [1]
+
+
+async def test_renamed_listener_keeps_its_deliveries(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=HEARS)
+    service = await start(url)
+    await service.send(shop.messages().Write(text="a"))
+    renamed = HEARS.replace("hear(", "take(").replace("@listen", "@listen(aliases=('hear',))")
+    notes(shop, listeners=renamed)
+    service = await started_again(shop, start, url)
+    await service.send(shop.messages().Write(text="b"))
+    await service.settled()
+    assert shop.seen == ["a", "b"]
+    assert await names(service, "listener") == ["notes.hear", "notes.take"]
+    assert len(await subscriptions(service)) == 1
+
+
+async def test_renamed_event_reaches_its_listeners(shop: Shop, start: Start, url: str) -> None:
+    notes(shop)
+    shop.slice("orders", listeners=ORDERS)
+    service = await start(url)
+    await service.send(shop.messages().Write(text="a"))
+    notes(
+        shop,
+        contracts="""
+        class NoteTaken(Event, key="text", aliases=("NoteWritten",)):
+            text: str
+        """,
+    )
+    contracts = shop.slices / "notes" / "contracts.py"
+    contracts.write_text("\n".join(
+        line for line in contracts.read_text().splitlines() if "class NoteWritten" not in line
+    ).replace("    text: str\n\n", "\n", 1))
+    handlers = shop.slices / "notes" / "handlers.py"
+    handlers.write_text(handlers.read_text().replace("NoteWritten", "NoteTaken"))
+    shop.slice("orders", listeners=ORDERS.replace("NoteWritten", "NoteTaken"))
+    service = await started_again(shop, start, url)
+    await service.send(shop.messages().Write(text="b"))
+    # An older process still publishes it under the old name.
+    await service.write(
+        "UPDATE bus_event SET name = 'notes.NoteWritten' WHERE name = 'notes.NoteTaken'"
+    )
+    await service.settled()
+    assert sorted(shop.seen) == ["a", "b"]
+    assert await names(service, "event") == ["notes.NoteTaken", "notes.NoteWritten"]
+
+
+async def test_listener_of_a_union_gets_each_event_once(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        "@handle\nasync def run(command: Run, bus: Bus) -> None:\n"
+        "    bus.publish(NoteWritten(text='w')); bus.publish(NoteRead(text='r'))",
+        contracts="class NoteRead(Event, key='text'):\n    text: str",
+        listeners=HEARS.replace("NoteWritten", "NoteWritten | NoteRead"),
+    )
+    service = await start(url)
+    await service.send(shop.messages().Run())
+    await service.settled()
+    assert shop.seen == ["w", "r"]
+
+
+async def test_listener_that_is_gone_keeps_its_deliveries(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=HEARS)
+    await start(url)
+    notes(shop, listeners="")
+    service = await started_again(shop, start, url)
+    await service.send(shop.messages().Write(text="a"))
+    await service.settled()
+    assert [one.state for one in await service.deliveries()] == ["pending"]
+    assert shop.seen == []
+    notes(shop, listeners=HEARS)
+    service = await started_again(shop, start, url)
+    await service.settled()
+    assert shop.seen == ["a"]
+
+
+async def test_retired_subscription_gets_nothing_and_a_start_does_not_revive_it(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=HEARS)
+    service = await start(url)
+    await service.write(
+        sa.update(shop.tables.subscription).values(retired_at=sa.func.current_timestamp())
+    )
+    service = await start(url)
+    await service.send(shop.messages().Write(text="a"))
+    assert await service.deliveries() == []
+
+
+async def test_older_process_that_starts_again_does_not_unsubscribe_newer_code(
+    shop: Shop, start: Start, url: str
+) -> None:
+    contracts = "class NoteRead(Event, key='text'):\n    text: str"
+    notes(shop, contracts=contracts, listeners=HEARS)
+    await start(url)
+    notes(shop, contracts=contracts, listeners=HEARS.replace("NoteWritten", "NoteWritten | NoteRead"))
+    await started_again(shop, start, url)
+    notes(shop, contracts=contracts, listeners=HEARS)
+    service = await started_again(shop, start, url)
+    assert await names(service, "event") == ["notes.NoteRead", "notes.NoteWritten"]
