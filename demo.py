@@ -58,7 +58,8 @@ def install(shop: Path) -> dict[str, str]:
         "AUTH_SECRET": secrets.token_urlsafe(32),
     }
     say("uv sync")
-    run(["uv", "sync", "--quiet", f"--python={sys.executable}"], cwd=shop, env=environment)
+    uv = [sys.executable, "-m", "uv"]
+    run([*uv, "sync", "--quiet", f"--python={sys.executable}"], cwd=shop, env=environment)
     say("shop db upgrade")
     output(shop, "db", "upgrade", environment=environment)
     return environment

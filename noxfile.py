@@ -31,7 +31,7 @@ def install_service_needs(session: nox.Session, options: tuple[str, ...] = ()) -
 @nox.session
 def demo(session: nox.Session) -> None:
     """Generate a shop, run it, make a payment, show the order; `-- --serve` leaves it running."""
-    install(session, "template")
+    install(session, "demo")
     session.run("python", "demo.py", *session.posargs)
 
 

@@ -1,7 +1,7 @@
 """Runs the documentation: each page of docs/, and README.md, in a service made for it.
 
-A page begins in a shop with payments and orders, or in an empty folder if it makes a service
-itself. Its blocks run from top to bottom, as a reader would type them; what one is, is said behind
+A page begins in a shop with payments and orders, migrated, or in an empty folder if it makes a
+service itself. Its blocks run from top to bottom, as a reader would type them; what one is, is said behind
 its opening fence:
 
 - `python title="src/shop/…"`: joins that file. Its imports join the file's, its classes and
@@ -320,19 +320,25 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def shop(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(template: Template, programs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The service that pages begin with, as start.md makes it."""
-    shop = template.copy(tmp_path_factory.mktemp("shop") / "shop")
+    folder = tmp_path_factory.mktemp("shop")
+    shop = template.copy(folder / "shop")
     slices = shop / "src/shop/slices"
     template.copy(slices / "payments", fields="amount:decimal(12,2) currency:str")
     template.copy(slices / "orders", listens_to="payments.PaymentCreated:start_order")
     commit_all(shop)
+    Reader(shop, template, folder / "state", programs).run("uv run shop db upgrade")
     return shop
 
 
-@pytest.fixture(scope="session")
-def types_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("types")
+@pytest.fixture(scope="session", autouse=True)
+def one_cache_of_types(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Most of what mypy reads is the same for all pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The parent is the same for all of pytest-xdist's workers.
+        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "types"))
+        yield
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -342,7 +348,6 @@ def test_page(
     programs: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    types_cache: Path,
 ) -> None:
     found = blocks(page)
     if any("curl " in block.text for block in found) and not shutil.which("curl"):
@@ -359,10 +364,9 @@ def test_page(
     finally:
         reader.stop()
     written = {block.title for block in found if block.kind == "python"}
-    files = " ".join(title for title in written if (reader.here / title).exists())
-    if written:
+    if files := " ".join(title for title in written if (reader.here / title).exists()):
         reader.run(f"ruff check {files}; ruff format --check {files}")
-        reader.run(f"mypy --cache-dir {types_cache}; lint-imports")
+        reader.run("mypy; lint-imports")
 
 
 def test_every_fence_is_understood() -> None:

@@ -174,7 +174,7 @@ class Shop:
         for name, module in list(sys.modules.items()):
             if (getattr(module, "__file__", None) or "").startswith(str(self.folder)):
                 parent, _, child = name.rpartition(".")
-                vars(sys.modules[parent]).pop(child, None)
+                vars(sys.modules.get(parent, module)).pop(child, None)
                 del sys.modules[name]
         for cache in list(self.folder.rglob("__pycache__")):
             shutil.rmtree(cache)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from .bus import Bus, Route
 from .context import Context
-from .engines import Database
+from .engines import LEFT_READONLY, Database
 from .errors import BusError, UnitDoomedError
 from .messages import Event
 from .outbox import Outbox
@@ -243,6 +243,8 @@ class UnitOfWork:
             return
         on, off = _READONLY[database.dialect]
         await self.session.flush()
+        info = (await self.session.connection()).info
+        info[LEFT_READONLY] = True
         try:
             async with self.session.begin_nested():
                 await self.session.execute(on)
@@ -253,6 +255,7 @@ class UnitOfWork:
                 # A cancelled statement loses the whole transaction: nothing to write any more.
                 with suppress(PendingRollbackError):
                     await self.session.execute(off)
+                    info[LEFT_READONLY] = False
 
     async def _refuse_changes(self, told: int = 0) -> None:
         """For queries: what they changed fails in the flush, what they published after `told`."""
