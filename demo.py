@@ -51,8 +51,9 @@ def copy(target: Path, *answers: str) -> None:
 
 def install(shop: Path) -> dict[str, str]:
     """Give the shop its own environment and database; returns what it runs with."""
+    ours = {"VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT"}
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"},
+        **{name: value for name, value in os.environ.items() if name not in ours},
         "DATABASE_URL": f"sqlite:///{shop / 'shop.db'}",
         "ENVIRONMENT": "production",  # for logs in JSON
         "AUTH_SECRET": secrets.token_urlsafe(32),
