@@ -83,6 +83,8 @@ def _serve(host: str, port: int, *, reload: bool = False) -> None:
     # What keeps it from starting is told in a line here; the server would end in its traceback.
     app = create_app()
     asyncio.run(_check_database())
+    # Having stopped, the server repeats the signal that stopped it: that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
         uvicorn.run(
             f"{PACKAGE}.app:create_app" if reload else app,
