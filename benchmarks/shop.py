@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[1]
+GENERATED = "shop.app:create_app"
 PAYMENTS = ("-d", "fields=amount:decimal(12,2) currency:str")
 ORDERS = ("-d", "listens_to=payments.PaymentCreated:start_order")
 
@@ -64,11 +65,16 @@ class Server:
 
 @contextmanager
 def serve(
-    shop: Path, url: str, app: str = "shop.app:create_app", slices: str = ""
+    shop: Path, url: str, app: str = GENERATED, slices: str = ""
 ) -> Iterator[Server]:
-    """Run uvicorn with an app factory until the block is left."""
+    """Run uvicorn with an app factory until the block is left; what it logs is shown if it fails.
+
+    Each app logs one line a request: the generated one does so itself.
+    """
     port = _free_port()
-    uvicorn = [sys.executable, "-m", "uvicorn", "--no-access-log", "--log-level=warning"]
+    uvicorn = [sys.executable, "-m", "uvicorn"]
+    if app == GENERATED:
+        uvicorn += ["--no-access-log"]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -81,12 +87,14 @@ def serve(
         try:
             _wait_until_ready(process, port)
             yield Server(process, port, time.perf_counter() - start)
+        except BaseException:
+            log.seek(0)
+            sys.stderr.write(log.read().decode()[-4000:])
+            raise
         finally:
             process.send_signal(signal.SIGCONT)
             process.terminate()
             process.wait(timeout=30)
-            log.seek(0)
-            sys.stderr.write(log.read().decode()[-4000:])
 
 
 def _environment(shop: Path, url: str) -> dict[str, str]:
@@ -95,7 +103,6 @@ def _environment(shop: Path, url: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(shop / "src"), str(ROOT)]),
         "ENVIRONMENT": "production",
         "DATABASE_URL": url,
-        "LOG_LEVEL": "WARNING",
     }
 
 

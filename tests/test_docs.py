@@ -1,8 +1,8 @@
 """Runs the documentation: each page of docs/, and README.md, in a service made for it.
 
 A page begins in a shop with payments and orders, migrated, or in an empty folder if it makes a
-service itself. Its blocks run from top to bottom, as a reader would type them; what one is, is said behind
-its opening fence:
+service itself. Its blocks run from top to bottom, as a reader would type them. What one is, is said
+behind its opening fence:
 
 - `python title="src/shop/…"`: joins that file. Its imports join the file's, its classes and
   functions replace those of the same name, what is new goes to the end.
@@ -33,7 +33,6 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import noxfile
 import pytest
 from conftest import ROOT, Template, commit_all
 
@@ -107,11 +106,11 @@ class Reader:
                 ready = self.told.count(_READY)
                 join(block, self.here / title)
                 self.wait_for_reload(ready)
-            case ("text" | "mermaid"), "":
+            case (("text" | "mermaid"), ""):
                 pass
             case _, title if title:
                 (self.here / title).write_text(block.text, encoding="utf-8")
-            case ("bash" | ""), _:
+            case (("bash" | ""), _):
                 self.follow_commands(block)
             case "console", _:
                 for command, expected in dialogue(block):
@@ -128,7 +127,8 @@ class Reader:
         commands = block.text.strip()
         if found := _NOX.findall(commands):
             # They run all of this repository, these tests too.
-            assert all(hasattr(noxfile, name) for name in found), f"{block}: no such session"
+            sessions = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+            assert all(f"def {name}(" in sessions for name in found), f"{block}: no such session"
         elif server := _SERVER.match(commands):
             self.start(commands, server[1], block)
         else:
@@ -387,6 +387,12 @@ def test_every_page_is_in_the_menu() -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {page.name for page in ROOT.glob("docs/*.md")}
     assert set(re.findall(r"\b[\w-]+\.md\b", menu)) == pages
+
+
+def test_files_that_are_named_exist(shop: Path) -> None:
+    for page in PAGES:
+        for name in re.findall(r"`((?:bus|base|slices|tests)/[\w/]+\.py)", page.read_text("utf-8")):
+            assert (shop / "src/shop" / name).exists() or (shop / name).exists(), f"{page}: {name}"
 
 
 def test_links_lead_somewhere() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import gc
 import importlib
+import logging
 import shutil
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 TEMPLATE = Path(__file__).parents[2] / "template" / "service" / "src" / "{{ package }}"
@@ -256,6 +258,13 @@ def notes(shop: Shop, run: str = "", **more: str) -> None:
 Start = Callable[..., Awaitable[Service]]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others run until the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
@@ -274,6 +283,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     (package / "__init__.py").touch()
     (package / "names.py").write_text(NAMES)
     (package / "probe.py").write_text(PROBE)
+    # What tests provoke is logged with tracebacks, which take a second each to draw.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield importlib.import_module("shop")
@@ -321,9 +332,7 @@ def administer(url: str, *statements: str) -> None:
 
     async def execute() -> None:
         asyncpg_url = sa.make_url(url).set(drivername="postgresql+asyncpg")
-        made = create_async_engine(
-            asyncpg_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
-        )
+        made = create_async_engine(asyncpg_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         async with made.connect() as connection:
             for statement in statements:
                 await connection.execute(sa.text(statement))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from .conftest import Service, Shop, Start, notes
+from .conftest import Service, Shop, Start, notes, until
 
 pytestmark = pytest.mark.anyio
 
@@ -27,13 +27,6 @@ async def usable(service: Service) -> None:
     async with asyncio.timeout(5):
         await service.send(service.shop.messages().Write(text="still usable"))
         await service.send(service.shop.messages().Count())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let others run until the condition holds."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 def at_commit(service: Service, act: Callable[[], object]) -> None:
@@ -237,10 +230,13 @@ async def test_request_is_cancelled_by_a_task_group(shop: Shop, start: Start, ur
         await shop.gate("inside").wait()
         raise ValueError
 
-    with pytest.raises(ExceptionGroup) as group:
+    async def both() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(service.send(shop.messages().Run()))
             tasks.create_task(fail())
+
+    with pytest.raises(ExceptionGroup) as group:
+        await both()
     assert [type(error) for error in group.value.exceptions] == [ValueError]
     await usable(service)
 
@@ -283,9 +279,7 @@ async def test_deadlock_runs_again(shop: Shop, start: Start, postgresql_url: str
     await usable(service)
 
 
-async def test_other_database_errors_do_not_run_again(
-    shop: Shop, start: Start, url: str
-) -> None:
+async def test_other_database_errors_do_not_run_again(shop: Shop, start: Start, url: str) -> None:
     notes(
         shop,
         """

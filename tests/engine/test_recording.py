@@ -95,9 +95,7 @@ async def test_event_that_an_inline_listener_records_is_kept(
     assert await told(service) == ["a", "x"]
 
 
-async def test_rolled_back_unit_publishes_nothing_later(
-    shop: Shop, start: Start, url: str
-) -> None:
+async def test_rolled_back_unit_publishes_nothing_later(shop: Shop, start: Start, url: str) -> None:
     notes(
         shop,
         """
@@ -107,11 +105,11 @@ async def test_rolled_back_unit_publishes_nothing_later(
             session.add(note)
             note.record(NoteWritten(text="x"))
             await session.flush()
-            raise ValueError
+            raise LookupError
         """,
     )
     service = await start(url)
-    with pytest.raises(ValueError):
+    with pytest.raises(LookupError):
         await service.send(shop.messages().Run())
     await service.send(shop.messages().Write(text="a"))
     assert await told(service) == ["a"]

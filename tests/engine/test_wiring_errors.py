@@ -1,5 +1,7 @@
 """What does not fit together stops the start, with file, line and what to do."""
 
+import textwrap
+
 import pytest
 
 from .conftest import Shop
@@ -163,9 +165,7 @@ def test_query_handler_with_a_bus_that_commands(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("parameter", ["session: AsyncSession", "bus: Bus", "bus: QueryBus"])
-def test_plain_function_that_asks_for_what_a_thread_cannot_use(
-    shop: Shop, parameter: str
-) -> None:
+def test_plain_function_that_asks_for_what_a_thread_cannot_use(shop: Shop, parameter: str) -> None:
     handlers = f"@handle\ndef pay(command: Pay, {parameter}) -> None: ..."
     shop.slice("payments", messages=PAY, handlers=handlers)
     error = shop.refusal()
@@ -193,9 +193,7 @@ def test_handler_of_another_slices_command(shop: Shop) -> None:
 @pytest.mark.parametrize("annotation", ["int", "Pay", "None", "PaymentCreated | Pay", "Event"])
 def test_listener_on_no_event(shop: Shop, annotation: str) -> None:
     listeners = f"@listen\nasync def react(event: {annotation}) -> None: ..."
-    shop.slice(
-        "payments", contracts=PAYMENTS, messages=PAY, handlers=PAID, listeners=listeners
-    )
+    shop.slice("payments", contracts=PAYMENTS, messages=PAY, handlers=PAID, listeners=listeners)
     error = shop.refusal()
     assert error.startswith(f"{shop.at('payments/listeners.py', '@listen')} react: ")
     assert "expected an event" in error or "belongs to no slice" in error
@@ -311,7 +309,9 @@ def test_reaction_that_reads_a_field_that_the_event_lacks(shop: Shop) -> None:
 
 
 def test_reaction_may_read_what_only_one_event_of_a_union_has(shop: Shop) -> None:
-    contracts = f"{PAYMENTS}\n    class Refunded(Event, key='refund_id'):\n        refund_id: UUID\n"
+    contracts = (
+        f"{PAYMENTS}\n    class Refunded(Event, key='refund_id'):\n        refund_id: UUID\n"
+    )
     listeners = """
         @listen
         async def react(event: PaymentCreated | Refunded) -> None:
@@ -357,7 +357,9 @@ def test_inline_listener_of_another_slices_event(shop: Shop) -> None:
 
 def test_two_listeners_with_one_name(shop: Shop) -> None:
     shop.slice("payments", contracts=PAYMENTS, listeners=LISTENS)
-    shop.write("slices/payments/more.py", "from shop.names import *\n" + LISTENS.replace("    ", ""))
+    shop.write(
+        "slices/payments/more.py", "from shop.names import *\n" + LISTENS.replace("    ", "")
+    )
     error = shop.refusal()
     assert "is a listener named payments.react too: rename one" in error
 
@@ -374,7 +376,8 @@ def test_listener_under_a_name_that_another_had_before(shop: Shop, first: str) -
 
 
 def test_two_events_that_are_stored_under_one_name(shop: Shop) -> None:
-    contracts = f"{PAYMENTS}\n    class Paid(Event, key='id', aliases=('PaymentCreated',)):\n        id: UUID"
+    paid = "class Paid(Event, key='id', aliases=('PaymentCreated',)):\n    id: UUID"
+    contracts = textwrap.dedent(PAYMENTS) + paid
     shop.slice("payments", contracts=contracts)
     error = shop.refusal()
     assert "are both stored as payments.PaymentCreated: rename one" in error

@@ -113,7 +113,9 @@ async def _work(runtime: Runtime) -> None:
 
 
 def _migrate(arguments: list[str]) -> None:
-    url = Settings().database_url
+    settings = Settings()
+    logs.configure(settings.log_level, json=settings.in_production)
+    url = settings.database_url
     migrate.run(arguments, package=PACKAGE, url=url, after_upgrade=_subscribe)
 
 

@@ -34,6 +34,8 @@ R = TypeVar("R")
 E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=Base)
 
+ALICE = User("alice")
+
 
 class Service:
     """The running service, as a test sees it: send, publish, wait, look."""
@@ -42,11 +44,11 @@ class Service:
         self.app = app
         self.runtime: Runtime = app.state.runtime
 
-    def bus(self, user: str = "alice") -> Bus:
+    def bus(self, user: User = ALICE) -> Bus:
         """A bus on which messages are sent for a user."""
-        return self.runtime.bus(Context(user=User(user)))
+        return self.runtime.bus(Context(user=user))
 
-    async def send(self, command: Command[R], user: str = "alice") -> R:
+    async def send(self, command: Command[R], user: User = ALICE) -> R:
         """Send a command or a query for a user."""
         return await self.bus(user).send(command)
 

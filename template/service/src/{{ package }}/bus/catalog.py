@@ -94,13 +94,14 @@ def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) ->
     """
     catalog = Catalog()
     known = list(slices)
+    # The service's own guards come first, around those of the slices.
+    for module in service_modules:
+        _read_module(catalog, module, None)
     for one in known:
         catalog.slices.append(one)
         catalog.modules[one.name] = list(_import(one, known))
         for module in catalog.modules[one.name]:
             _read_module(catalog, module, one)
-    for module in service_modules:
-        _read_module(catalog, module, None)
     return catalog
 
 

@@ -4,10 +4,10 @@ import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
@@ -15,8 +15,6 @@ from . import tables
 from .context import Context
 from .errors import BusError
 from .messages import Event
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,13 @@ class EventType:
     def names(self) -> tuple[str, ...]:
         """The current name, and those that stored events may still have."""
         return (self.name, *(f"{self.slice}.{old}" for old in self.cls.event_aliases))
+
+
+class Stored(NamedTuple):
+    """Name and id of an event in the log."""
+
+    name: str
+    id: UUID
 
 
 class Outbox:
@@ -48,7 +53,9 @@ class Outbox:
                 " publishes it."
             )
 
-    async def store(self, session: AsyncSession, events: Sequence[Event], context: Context) -> None:
+    async def store(
+        self, session: AsyncSession, events: Sequence[Event], context: Context
+    ) -> list[Stored]:
         """Insert the events and their deliveries; to be called last before the commit.
 
         Nothing of a unit may be flushed after this: the rows of the aggregates are locked by then,
@@ -63,8 +70,7 @@ class Outbox:
         else:
             positions = list((await connection.execute(_EVENTS, rows)).scalars())
             await connection.execute(_DELIVERIES, {"positions": positions, "now": now})
-        for row in rows:
-            log.info("event stored", event_name=row["name"], event_id=str(row["id"]))
+        return [Stored(row["name"], row["id"]) for row in rows]
 
     def _row(self, event: Event, context: Context, now: dt.datetime) -> dict[str, Any]:
         self.check(event)

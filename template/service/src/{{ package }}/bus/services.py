@@ -4,7 +4,7 @@ They come from the `providers.py` of the slices, and of the service, and are dis
 Scope.APP lives as long as the application, Scope.REQUEST as long as one message.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Any
@@ -31,10 +31,12 @@ class Services:
     ) -> None:
         """Raises WiringError if a provider asks for what nobody provides, or settings are wrong."""
         modules = list(modules)
+        overrides = dict(overrides or {})
         self._instances: dict[Any, object] = {type(one): one for one in settings}
+        self._instances |= {one: overrides.pop(one) for one in [*overrides] if _is_settings(one)}
         for found in _settings_classes(modules):
             self._settings_of(found)
-        providers = [*_providers(modules), _replacing(overrides or {})]
+        providers = [*_providers(modules), _replacing(overrides)]
         self._scopes = _scopes(providers)
         try:
             self.container: AsyncContainer = make_async_container(
@@ -45,7 +47,7 @@ class Services:
 
     def knows(self, wanted: Any) -> bool:
         """Whether a parameter of this type can be given."""
-        return wanted in self._scopes or self._is_settings(wanted)
+        return wanted in self._scopes or _is_settings(wanted)
 
     def per_message(self, wanted: Any) -> bool:
         """Whether it is made anew for each message."""
@@ -53,7 +55,7 @@ class Services:
 
     async def of_application(self, wanted: Any) -> object:
         """The one instance of this type that the whole application uses."""
-        if self._is_settings(wanted):
+        if _is_settings(wanted):
             return self._settings_of(wanted)
         return await self.container.get(wanted)
 
@@ -66,9 +68,6 @@ class Services:
         async with self.container(context=given) as scope:
             yield scope
 
-    def _is_settings(self, wanted: Any) -> bool:
-        return isinstance(wanted, type) and issubclass(wanted, BaseSettings)
-
     def _settings_of(self, wanted: type[BaseSettings]) -> object:
         if wanted not in self._instances:
             try:
@@ -76,6 +75,10 @@ class Services:
             except ValidationError as error:
                 raise WiringError(f"Settings {wanted.__name__}: {error}") from error
         return self._instances[wanted]
+
+
+def _is_settings(wanted: Any) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, BaseSettings)
 
 
 def _settings_classes(modules: Iterable[ModuleType]) -> Iterable[type[BaseSettings]]:
@@ -103,8 +106,12 @@ def _is_own_class(value: Any, base: type, module: ModuleType) -> bool:
 def _replacing(overrides: Mapping[type, object]) -> Provider:
     provider = Provider(scope=Scope.APP)
     for wanted, instance in overrides.items():
-        provider.provide(lambda instance=instance: instance, provides=wanted)
+        provider.provide(_giving(instance), provides=wanted)
     return provider
+
+
+def _giving(instance: object) -> Callable[[], object]:
+    return lambda: instance
 
 
 def _per_message() -> Provider:

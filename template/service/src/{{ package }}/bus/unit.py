@@ -17,7 +17,7 @@ from .context import Context
 from .engines import LEFT_READONLY, Database
 from .errors import BusError, UnitDoomedError
 from .messages import Event
-from .outbox import Outbox
+from .outbox import Outbox, Stored
 from .recording import EventLog, take_back
 from .session import UnitSession
 
@@ -209,11 +209,14 @@ class UnitOfWork:
         self._check(0)
         self._check_doomed()
         self.is_open = False
+        stored: list[Stored] = []
         if self.log and self.has_database:
             events = [event for event, _ in self.log]
-            await self._resources.outbox.store(self.session, events, self.context)
+            stored = await self._resources.outbox.store(self.session, events, self.context)
         if self._session is not None:
             await _to_the_end(self._session.commit_unit())
+        for name, event_id in stored:
+            log.info("event stored", event_name=name, event_id=str(event_id))
         if self.log:
             self._resources.on_commit()
 
