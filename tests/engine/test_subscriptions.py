@@ -182,7 +182,6 @@ async def test_retired_subscription_gets_nothing_and_a_start_does_not_revive_it(
     assert await service.deliveries() == []
 
 
-@pytest.mark.xfail(reason="a start deletes the event names that its own code does not want")
 async def test_older_process_that_starts_again_does_not_unsubscribe_newer_code(
     shop: Shop, start: Start, url: str
 ) -> None:

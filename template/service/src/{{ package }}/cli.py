@@ -122,7 +122,7 @@ def _migrate(arguments: list[str]) -> None:
 async def _subscribe(database: Database) -> None:
     catalog = build(PACKAGE, database=database).catalog
     async with database.writer.begin() as connection:
-        await subscribe(connection, wanted_by(catalog))
+        await subscribe(connection, wanted_by(catalog), prune=True)
 
 
 if __name__ == "__main__":

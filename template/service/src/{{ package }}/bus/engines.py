@@ -91,10 +91,9 @@ def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
             raise exc.OperationalError(begin, None, error) from error
 
     def on_invalidate(connection: Any, *_: object) -> None:
-        # A cancelled statement would run on; and a closed connection keeps its transaction, and so
+        # Closing alone would not end the transaction of a cancelled statement: SQLite keeps it, and
         # the write lock, for as long as anything (such as a traceback) refers to the statement.
         with suppress(Exception):
-            connection.run_async(lambda driver: driver.interrupt())
             connection.rollback()
 
     def on_reset(connection: Any, _: object, state: PoolResetState) -> None:

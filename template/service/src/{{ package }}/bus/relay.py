@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import random
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from .context import Context
 from .engines import Database
 from .errors import BusError
 from .messages import Event
+from .subscriptions import Wanted
 from .unit import Resources, run_unit
 
 log = structlog.get_logger()
@@ -45,16 +46,23 @@ class Relay:
         self._listeners = listeners
         self._events = events
         self._names: dict[int, str] = {}
+        self._readable: list[tuple[int, str, int]] = []
         self._package = __package__.rpartition(".")[0]
         self._awake = asyncio.Event()
         self._stopping = False
         self.alive = False
 
-    def use(self, subscriptions: Mapping[str, int]) -> None:
+    def use(self, wanted: Iterable[Wanted], subscriptions: Mapping[str, int]) -> None:
         """Work for these subscriptions (id by listener) as far as their listeners run here."""
-        self._names = {
-            id_: listener for listener, id_ in subscriptions.items() if listener in self._listeners
-        }
+        here = [one for one in wanted if one.listener in self._listeners]
+        self._names = {subscriptions[one.listener]: one.listener for one in here}
+        # What only newer code can read, events or their versions, is left to processes that have it.
+        self._readable = [
+            (subscriptions[one.listener], name, version)
+            for one in here
+            for name in one.events
+            for version in range(1, self._events[name].event_version + 1)
+        ]
 
     def wake(self) -> None:
         """Something was committed: look at once."""
@@ -91,10 +99,7 @@ class Relay:
 
     async def unfinished(self) -> Sequence[Delivery]:
         """The deliveries of this process's listeners that are not done, dead ones included."""
-        query = _deliveries().where(
-            tables.delivery.c.subscription_id.in_(self._names),
-            tables.delivery.c.state.in_(["pending", "dead"]),
-        )
+        query = self._deliveries().where(tables.delivery.c.state.in_(["pending", "dead"]))
         async with self._database.reader.connect() as connection:
             return list(await connection.execute(query))
 
@@ -111,12 +116,11 @@ class Relay:
             return
 
     async def _due(self) -> Sequence[Delivery]:
-        if not self._names:
+        if not self._readable:
             return []
         query = (
-            _deliveries()
+            self._deliveries()
             .where(
-                tables.delivery.c.subscription_id.in_(self._names),
                 tables.delivery.c.state == "pending",
                 tables.delivery.c.due <= dt.datetime.now(dt.UTC),
             )
@@ -124,6 +128,15 @@ class Relay:
         )
         async with self._database.reader.connect() as connection:
             return list(await connection.execute(query))
+
+    def _deliveries(self) -> sa.Select[Any]:
+        delivery, event = tables.delivery, tables.event
+        what = sa.tuple_(delivery.c.subscription_id, event.c.name, delivery.c.event_version)
+        return _deliveries().where(
+            # For the index; what says the same, and more.
+            delivery.c.subscription_id.in_(self._names),
+            what.in_(self._readable),
+        )
 
     async def _deliver(self, delivery: Delivery, at_once: asyncio.Semaphore) -> bool:
         """Whether it was this process that ran the listener."""
@@ -148,7 +161,7 @@ class Relay:
     async def _run(self, delivery: Delivery) -> bool:
         listener = self._names[delivery.subscription_id]
         call = self._listeners[listener]
-        event = self._decode(delivery)
+        event = self._events[delivery.name].model_validate(delivery.payload)
         context = Context.of_event(delivery.event_id, delivery.correlation_id, delivery.headers)
 
         async def listen(event: Any, bus: Bus) -> bool:
@@ -162,15 +175,6 @@ class Relay:
         if mine:
             log.info("event delivered", attempt=delivery.attempts + 1)
         return mine
-
-    def _decode(self, delivery: Delivery) -> Event:
-        cls = self._events.get(delivery.name)
-        if cls is None or delivery.event_version > cls.event_version:
-            raise BusError(
-                f"{delivery.name} version {delivery.event_version} is newer than this code"
-                " (or its slice is not here)."
-            )
-        return cls.model_validate(delivery.payload)
 
     async def _mark_done(self, bus: Bus, delivery: Delivery) -> bool:
         session = bus.session

@@ -72,7 +72,8 @@ class Runtime:
             fill(self._resources, self._routes, self.wiring, constants)
             if self.database is not None:
                 async with self.database.writer.begin() as connection:
-                    self.relay.use(await subscribe(connection, wanted_by(self.catalog)))
+                    wanted = wanted_by(self.catalog)
+                    self.relay.use(wanted, await subscribe(connection, wanted))
             self._open = stack.pop_all()
         return self
 

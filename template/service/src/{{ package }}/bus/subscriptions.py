@@ -44,24 +44,29 @@ def wanted_by(catalog: Catalog) -> list[Wanted]:
     ]
 
 
-async def subscribe(connection: AsyncConnection, wanted: Iterable[Wanted]) -> dict[str, int]:
+async def subscribe(
+    connection: AsyncConnection, wanted: Iterable[Wanted], *, prune: bool = False
+) -> dict[str, int]:
     """Store what is wanted and not stored yet, in the connection's transaction.
 
     Returns the id of each wanted listener's subscription by its current name. A new subscription
     gets what is published from now on. Subscriptions of listeners that are gone stay, with their
-    deliveries.
+    deliveries. prune also forgets events that a listener wants no more; not for a start, which may
+    be that of an older process while a newer one runs.
     """
     if connection.dialect.name == "postgresql":
         await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    return {one.listener: await _subscribe(connection, one) for one in wanted}
+    return {one.listener: await _subscribe(connection, one, prune=prune) for one in wanted}
 
 
-async def _subscribe(connection: AsyncConnection, wanted: Wanted) -> int:
+async def _subscribe(connection: AsyncConnection, wanted: Wanted, *, prune: bool) -> int:
     found = await _find(connection, (wanted.listener, *wanted.aliases))
     if found is None:
         found = await _create(connection, wanted)
     await _store_names(connection, found, "listener", (wanted.listener, *wanted.aliases))
     await _store_names(connection, found, "event", wanted.events)
+    if prune:
+        await _forget_events(connection, found, wanted.events)
     return found
 
 
@@ -109,11 +114,16 @@ async def _store_names(
             await connection.execute(
                 sa.insert(name).values(kind=kind, name=new, subscription_id=subscription_id)
             )
-    if kind == "event" and (gone := stored - set(names)):
-        await connection.execute(
-            sa.delete(name).where(
-                name.c.kind == kind,
-                name.c.subscription_id == subscription_id,
-                name.c.name.in_(gone),
-            )
+
+
+async def _forget_events(
+    connection: AsyncConnection, subscription_id: int, wanted: Sequence[str]
+) -> None:
+    name = tables.subscription_name
+    await connection.execute(
+        sa.delete(name).where(
+            name.c.kind == "event",
+            name.c.subscription_id == subscription_id,
+            name.c.name.not_in(wanted),
         )
+    )
