@@ -56,7 +56,7 @@ class Relay:
         """Work for these subscriptions (id by listener) as far as their listeners run here."""
         here = [one for one in wanted if one.listener in self._listeners]
         self._names = {subscriptions[one.listener]: one.listener for one in here}
-        # What only newer code can read, events or their versions, is left to processes that have it.
+        # What only newer code can read is left to processes that have it.
         self._readable = [
             (subscriptions[one.listener], name, version)
             for one in here
