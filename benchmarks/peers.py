@@ -206,7 +206,9 @@ def anywise(case: Case) -> Send:
         await bus.publish(event)
 
     registry = MessageRegistry(command_base=Command, event_base=Event)
-    registry(handle_and_tell if case.listeners else {0: handle_0, 1: handle_1, 4: handle_4}[case.needs])
+    registry(
+        handle_and_tell if case.listeners else {0: handle_0, 1: handle_1, 4: handle_4}[case.needs]
+    )
     for _ in range(case.listeners):
 
         async def listen(event: Event) -> None: ...

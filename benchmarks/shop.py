@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 GENERATED = "shop.app:create_app"
+# A user's Python keeps the bytecode that it has compiled.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 PAYMENTS = ("-d", "fields=amount:decimal(12,2) currency:str")
 ORDERS = ("-d", "listens_to=payments.PaymentCreated:start_order")
 
@@ -43,7 +47,7 @@ def copy(template: Path, target: Path, *answers: str) -> float:
     """`copier copy`, in a process of its own; the seconds that it took."""
     start = time.perf_counter()
     copier = [sys.executable, "-m", "copier", "copy", "--quiet", "--defaults", "--vcs-ref=HEAD"]
-    subprocess.run([*copier, *answers, str(template), str(target)], check=True)
+    subprocess.run([*copier, *answers, str(template), str(target)], check=True, env=ENVIRONMENT)
     return time.perf_counter() - start
 
 
@@ -56,17 +60,16 @@ def migrate(shop: Path, url: str) -> None:
 
 @dataclass
 class Server:
-    """A running server, and the seconds until it was ready."""
+    """A running server; the seconds until it was ready, and those that the processor worked."""
 
     process: "subprocess.Popen[bytes]"
     port: int
     startup: float
+    cpu: float
 
 
 @contextmanager
-def serve(
-    shop: Path, url: str, app: str = GENERATED, slices: str = ""
-) -> Iterator[Server]:
+def serve(shop: Path, url: str, app: str = GENERATED, slices: str = "") -> Iterator[Server]:
     """Run uvicorn with an app factory until the block is left; what it logs is shown if it fails.
 
     Each app logs one line a request: the generated one does so itself.
@@ -86,7 +89,8 @@ def serve(
         )
         try:
             _wait_until_ready(process, port)
-            yield Server(process, port, time.perf_counter() - start)
+            startup, cpu = time.perf_counter() - start, psutil.Process(process.pid).cpu_times()
+            yield Server(process, port, startup, cpu.user + cpu.system)
         except BaseException:
             log.seek(0)
             sys.stderr.write(log.read().decode()[-4000:])
@@ -99,7 +103,7 @@ def serve(
 
 def _environment(shop: Path, url: str) -> dict[str, str]:
     return {
-        **os.environ,
+        **ENVIRONMENT,
         "PYTHONPATH": os.pathsep.join([str(shop / "src"), str(ROOT)]),
         "ENVIRONMENT": "production",
         "DATABASE_URL": url,

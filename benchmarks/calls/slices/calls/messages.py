@@ -1,5 +1,5 @@
-from calls.guards import Guarded1, Guarded3, Surrounded1, Surrounded3
 from calls.bus import Command, Event
+from calls.guards import Guarded1, Guarded3, Surrounded1, Surrounded3
 
 
 class Needs0(Command[None]): ...
