@@ -26,6 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true", help="leave the shop running")
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     with tempfile.TemporaryDirectory(prefix="slicewise-demo-") as folder:
         shop = Path(folder) / "shop"
         generate(shop)
@@ -35,6 +37,13 @@ def main() -> None:
             pay(url, token, log)
             if arguments.serve:
                 serve(url, token)
+
+
+def interrupt(*_: object) -> None:
+    """Stop and clean up. Once: nox passes on what the terminal has sent to all of us before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def generate(shop: Path) -> None:
@@ -130,7 +139,6 @@ def timeline(log: Path, correlation_id: str) -> Iterator[str]:
 def serve(url: str, token: str) -> None:
     print(f"\nThe shop runs at {url}/docs until you press Ctrl+C. Try:\n")
     print(f"curl -H 'Authorization: Bearer {token}' {url}/orders", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 
@@ -201,4 +209,7 @@ def show(title: str, answer: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")

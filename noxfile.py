@@ -1,5 +1,6 @@
 """Every task of this repository: `nox -l` lists them, `nox -s tests` runs one."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,9 @@ def install_service_needs(session: nox.Session, options: tuple[str, ...] = ()) -
 def demo(session: nox.Session) -> None:
     """Generate a shop, run it, make a payment, show the order; `-- --serve` leaves it running."""
     install(session, "demo")
-    session.run("python", "demo.py", *session.posargs)
+    # It stops its shop by itself, if it is given the time.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    session.run("python", "demo.py", *session.posargs, terminate_timeout=30)
 
 
 @nox.session

@@ -123,8 +123,9 @@ class UnitOfWork:
         """Run the outermost message and commit."""
         token = _current.set(self)
         try:
-            result = await call(message, self._bus())
-            await self._commit()
+            bus = self._bus()
+            result = await call(message, bus)
+            await self._commit(bus)
             return result
         finally:
             self.is_open = False
@@ -199,13 +200,13 @@ class UnitOfWork:
                 " went on. Let the error through, or send inside `async with bus.savepoint():`."
             ) from self._doomed_by
 
-    async def _commit(self) -> None:
+    async def _commit(self, bus: Bus) -> None:
         self._check(0)
         self._check_doomed()
         if self._readonly:
             await self._refuse_changes()
             return
-        await self._settle()
+        await self._settle(bus)
         self._check(0)
         self._check_doomed()
         self.is_open = False
@@ -217,12 +218,12 @@ class UnitOfWork:
             await _to_the_end(self._session.commit_unit())
         for name, event_id in stored:
             log.info("event stored", event_name=name, event_id=str(event_id))
-        if self.log:
+        if stored:
             self._resources.on_commit()
 
-    async def _settle(self) -> None:
+    async def _settle(self, bus: Bus) -> None:
         """Flush and run inline listeners, which may change and publish more, until all is quiet."""
-        heard, bus = 0, self._bus()
+        heard = 0
         for _ in range(_MOST_INLINE_ROUNDS):
             if self._session is not None:
                 await self._session.flush()
