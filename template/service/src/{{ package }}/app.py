@@ -44,7 +44,7 @@ async def check_database(database: Database) -> None:
     if standing.behind:
         raise StartError(
             f"The database {database.url!r} is behind the code (it lacks"
-            f" {', '.join(standing.behind)}). Run `db upgrade` first."
+            f" {', '.join(standing.behind)}). Run `{PACKAGE.replace('_', '-')} db upgrade` first."
         )
     if standing.newer:
         log.warning("the database is newer than the code", revisions=standing.newer)

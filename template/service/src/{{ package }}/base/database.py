@@ -1,11 +1,15 @@
 """What tables are made of: the base of all entities, and column types that lose nothing."""
 
 import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import Field
+from annotated_types import GroupedMetadata
+from pydantic import AfterValidator, Field
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from uuid_utils.compat import uuid7
 
@@ -61,6 +65,19 @@ class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
             raise Conflict(f"It is version {self.version} by now, not {version}: look again.")
 
 
-def Digits(precision: int, scale: int) -> Any:  # noqa: N802
-    """`Annotated[Decimal, Digits(12, 2)]` in a message refuses what `Exact(12, 2)` would."""
-    return Field(max_digits=precision, decimal_places=scale)
+@dataclass(frozen=True)
+class Digits(GroupedMetadata):
+    """`Annotated[Decimal, Digits(12, 2)]` in a message refuses what `Exact(12, 2)` would.
+
+    The number gets all its digits behind the point, as it will have when it is read again.
+    """
+
+    precision: int
+    scale: int
+
+    def __iter__(self) -> Iterator[Any]:
+        yield Field(max_digits=self.precision, decimal_places=self.scale)
+        yield AfterValidator(self._with_all_places)
+
+    def _with_all_places(self, value: Decimal) -> Decimal:
+        return value.quantize(Decimal(1).scaleb(-self.scale))
