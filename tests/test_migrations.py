@@ -263,13 +263,13 @@ def shop(prepared: Path, tmp_path: Path, url: str) -> Shop:
 
 
 def test_upgrade_alone_means_all_heads(shop: Shop) -> None:
-    assert shop.compare() == "behind ['bus_0001', 'orders_0001', 'payments_0001'] newer []"
+    assert shop.compare() == "behind ['bus_0002', 'orders_0001', 'payments_0001'] newer []"
 
     output = shop.db("upgrade")
 
     assert re.search(r"Running upgrade\s+-> payments_0001, create", output)
     assert "after upgrade:" in output
-    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+    assert shop.heads == {"bus_0002", "orders_0001", "payments_0001"}
     assert shop.tables >= {"bus_event", "bus_delivery", "payments", "orders", "orders_lines"}
     assert shop.compare() == "behind [] newer []"
     assert "No new upgrade operations" in shop.db("check")
@@ -281,7 +281,7 @@ def test_one_slice_alone(shop: Shop) -> None:
 
     assert "after upgrade:" not in output
     assert shop.tables == {"alembic_version", "payments"}
-    assert shop.compare() == "behind ['bus_0001', 'orders_0001'] newer []"
+    assert shop.compare() == "behind ['bus_0002', 'orders_0001'] newer []"
 
 
 def test_down_to_nothing_and_up_again(shop: Shop) -> None:
@@ -309,7 +309,7 @@ def test_upgrade_as_sql(shop: Shop) -> None:
 def test_stamp(shop: Shop) -> None:
     shop.db("upgrade")
     shop.db("stamp --purge heads")
-    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+    assert shop.heads == {"bus_0002", "orders_0001", "payments_0001"}
 
 
 def test_constraints_have_names_by_convention(shop: Shop) -> None:
@@ -519,7 +519,7 @@ def test_two_heads_in_one_slice(shop: Shop) -> None:
     assert "one slice, got bus, orders, payments" in shop.db_fails("merge heads -m all")
     shop.db("merge payments@heads -m both")
     shop.db("upgrade")
-    assert shop.heads == {"bus_0001", "orders_0001", "payments_0004"}
+    assert shop.heads == {"bus_0002", "orders_0001", "payments_0004"}
 
 
 def test_failing_migration_leaves_nothing(shop: Shop) -> None:
@@ -558,7 +558,7 @@ def test_upgrades_at_once(shop: Shop, attempt: int) -> None:
 
     assert [process.returncode for process in processes] == [0] * 4, outputs
     assert sum("-> payments_0001" in output for output in outputs) == 1
-    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+    assert shop.heads == {"bus_0002", "orders_0001", "payments_0001"}
 
 
 def test_changing_a_table_keeps_what_refers_to_it(shop: Shop) -> None:
@@ -606,4 +606,4 @@ def test_upgrade_from_running_code(shop: Shop) -> None:
         "from shop.base.migrate import upgrade\n"
         "asyncio.run(upgrade('shop', os.environ['DATABASE_URL']))",
     )
-    assert shop.heads == {"bus_0001", "orders_0001", "payments_0001"}
+    assert shop.heads == {"bus_0002", "orders_0001", "payments_0001"}

@@ -1,4 +1,4 @@
-"""The bus's own tables: the event log, who is subscribed, and one row per delivery."""
+"""The bus's own tables: the event log, who is subscribed, deliveries, and what keeps them going."""
 
 import sqlalchemy as sa
 
@@ -109,3 +109,86 @@ _partial(
 _partial("lease", ("lease_until",), "state = 'working'")
 _partial("dead", ("subscription_id", "error_type", "error_frame"), "state = 'dead'")
 _partial("finished", ("finished_at",), "state IN ('done', 'dropped')")
+_partial("suspect", ("subscription_id", "id"), "state = 'pending' AND losses > 0")
+
+# Failures only: what went well leaves no more than its delivery.
+attempt = sa.Table(
+    "bus_attempt",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True),
+    sa.Column("delivery_id", sa.BigInteger(), nullable=False, index=True),
+    sa.Column("number", sa.Integer(), nullable=False),
+    sa.Column("worker_id", sa.Uuid()),
+    sa.Column("failed_at", _Time, nullable=False),
+    sa.Column("error_type", sa.String(200), nullable=False),
+    sa.Column("error_frame", sa.String(400), nullable=False),
+    sa.Column("error_message", sa.Text(), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Events that are not due yet; they move to the log, and get their deliveries, when they are.
+scheduled = sa.Table(
+    "bus_scheduled",
+    metadata,
+    sa.Column("position", _BigId, primary_key=True),
+    *(
+        sa.Column(column.name, column.type, nullable=column.nullable)
+        for column in event.c
+        if column.name not in ("position", "tx", "recorded_at")
+    ),
+    sa.Column("due", _Time, nullable=False),
+    sa.UniqueConstraint("id"),
+    sa.Index(None, "due", "position"),
+    sa.Index(None, "name", "key"),
+    sqlite_autoincrement=True,
+)
+
+# Processes that deliver, or did; one that lives says so every few seconds.
+worker = sa.Table(
+    "bus_worker",
+    metadata,
+    sa.Column("id", sa.Uuid(), primary_key=True),
+    sa.Column("host", sa.String(200), nullable=False),
+    sa.Column("pid", sa.Integer(), nullable=False),
+    sa.Column("version", sa.String(100), nullable=False),
+    sa.Column("slices", sa.JSON(), nullable=False),
+    sa.Column("listeners", sa.JSON(), nullable=False),
+    sa.Column("started_at", _Time, nullable=False),
+    sa.Column("seen_at", _Time, nullable=False, index=True),
+)
+
+# The first answers to commands that came with an idempotency key.
+idempotency = sa.Table(
+    "bus_idempotency",
+    metadata,
+    sa.Column("user_id", sa.String(200), primary_key=True),
+    sa.Column("command", sa.String(200), primary_key=True),
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("result", sa.JSON()),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("expires_at", _Time, nullable=False, index=True),
+)
+
+# What people changed by hand, and why.
+audit = sa.Table(
+    "bus_audit",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True),
+    sa.Column("at", _Time, nullable=False),
+    sa.Column("who", sa.String(200), nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("filter", sa.Text(), nullable=False),
+    sa.Column("reason", sa.Text(), nullable=False),
+    sa.Column("count", sa.Integer(), nullable=False),
+    sa.Column("details", sa.JSON(), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# One row: events up to the floor may have been removed, so that nothing can be read from the start.
+log = sa.Table(
+    "bus_log",
+    metadata,
+    sa.Column("id", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("floor", sa.BigInteger(), nullable=False),
+)
