@@ -258,6 +258,11 @@ def notes(shop: Shop, run: str = "", **more: str) -> None:
 Start = Callable[..., Awaitable[Service]]
 
 
+def options(shop: Shop, **changed: float) -> Any:
+    """How a relay works, with some of it changed, for `start(url, relay=...)`."""
+    return shop.module("bus.relay").RelayOptions(**changed)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Let others run until the condition holds."""
     async with asyncio.timeout(10):

@@ -121,8 +121,7 @@ def _migrate(arguments: list[str]) -> None:
 
 async def _subscribe(database: Database) -> None:
     catalog = build(PACKAGE, database=database).catalog
-    async with database.writer.begin() as connection:
-        await subscribe(connection, wanted_by(catalog), prune=True)
+    await subscribe(database, wanted_by(catalog), prune=True)
 
 
 if __name__ == "__main__":

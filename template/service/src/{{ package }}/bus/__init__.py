@@ -5,6 +5,7 @@ from .context import Context, User
 from .errors import BusError, UnitDoomedError, WiringError
 from .marks import Proceed, guard, handle, listen
 from .messages import Command, Event, Message, Query, View
+from .policy import GiveUp, Pause, Retry
 
 __all__ = [
     "Bus",
@@ -12,10 +13,13 @@ __all__ = [
     "Command",
     "Context",
     "Event",
+    "GiveUp",
     "Message",
+    "Pause",
     "Proceed",
     "Query",
     "QueryBus",
+    "Retry",
     "UnitDoomedError",
     "User",
     "View",

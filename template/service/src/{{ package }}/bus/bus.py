@@ -1,5 +1,6 @@
 """What handlers, listeners and routers hold: send a message, publish an event."""
 
+import datetime as dt
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,17 +68,40 @@ class Bus(QueryBus):
         """
         return self._routes[type(command)](command, self)
 
-    def publish(self, event: Event) -> None:
+    def publish(
+        self,
+        event: Event,
+        *,
+        after: dt.timedelta | None = None,
+        at: dt.datetime | None = None,
+    ) -> None:
         """Note the event: it is stored with the unit's changes and delivered after the commit.
 
-        Raises BusError outside a unit of work, and for an event that no slice declares.
+        after, or at: it happens only then, unless it is cancelled. Raises BusError outside a unit
+        of work, for an event that no slice declares, and for a time without a time zone.
         """
         if self._unit is None:
             raise BusError(
                 f"{type(event).__name__} was published outside a unit of work: nothing would store"
                 " it. Publish in a handler or listener, on the bus that it is given."
             )
-        self._unit.publish(event, self._depth)
+        self._unit.publish(event, self._depth, after, at)
+
+    def cancel(self, event: type[Event], key: object) -> None:
+        """Take back events of this type and key that were published for later, if not due yet.
+
+        Noted like an event that is published: it happens with the commit. One that is due is
+        delivered all the same, so that its listener has to see whether it still matters.
+        """
+        if self._unit is None:
+            raise BusError("What is cancelled is part of a unit of work: cancel in a handler.")
+        self._unit.cancel(event, key, self._depth)
+
+    def within(self, context: Context, call: Route, message: Any) -> Coroutine[Any, Any, Any]:
+        """Run a part of this unit of work in another context; for the relay."""
+        if self._unit is None:
+            raise BusError("There is no unit of work to run in.")
+        return self._unit.within(context, call, message)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """`async with bus.savepoint(): await bus.send(...)`: a failure inside undoes only that.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .discovery import Slice
 from .errors import WiringError
@@ -182,5 +182,12 @@ def _importing_line(error: ImportError, importer: Slice) -> str:
 
 
 def event_types(annotation: Any) -> tuple[Any, ...]:
-    """The events that a listener's first parameter names: one, or those of a union."""
+    """The events that a listener's first parameter names: one, those of a union, or of a list."""
+    if takes_list(annotation):
+        (annotation,) = get_args(annotation)
     return get_args(annotation) or (annotation,)
+
+
+def takes_list(annotation: Any) -> bool:
+    """Whether a listener takes a whole batch of events at once."""
+    return get_origin(annotation) is list

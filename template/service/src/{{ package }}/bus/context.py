@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from uuid_utils.compat import uuid7
 
@@ -35,12 +35,18 @@ class Context:
 
     correlation_id is shared by all that one request causes; causation_id is the id of the event
     that caused this message, None if it came from outside; trace holds W3C trace headers.
+
+    In a listener, message_id is what to give other systems, so that they can tell a repeated call:
+    it is the same whenever this delivery runs. replayed says that it ran long ago and runs again
+    because somebody asked for that.
     """
 
     user: User | None = None
     correlation_id: str = field(default_factory=new_correlation_id)
     causation_id: UUID | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
+    message_id: UUID | None = None
+    replayed: bool = False
 
     def headers(self) -> dict[str, Any]:
         """The part of the context that is stored with an event, as JSON values."""
@@ -52,12 +58,22 @@ class Context:
         return headers
 
     @classmethod
-    def of_event(cls, event_id: UUID, correlation_id: str, headers: Mapping[str, Any]) -> "Context":
-        """The context in which listeners of a stored event run."""
+    def of_delivery(
+        cls,
+        event_id: UUID,
+        correlation_id: str,
+        headers: Mapping[str, Any],
+        *,
+        listener: str,
+        run: int = 0,
+    ) -> "Context":
+        """The context in which a listener of a stored event runs; run counts its replays."""
         user = headers.get("user")
         return cls(
             user=User(user["id"], tuple(user["roles"])) if user else None,
             correlation_id=correlation_id,
             causation_id=event_id,
             trace=headers.get("trace", {}),
+            message_id=uuid5(event_id, f"{listener}:{run}"),
+            replayed=run > 0,
         )

@@ -1,8 +1,10 @@
 """The decorators. They only mark functions; what is marked is collected when the bus is built."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, overload
+
+from .policy import Decision, Policy, Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +25,10 @@ class Listens:
 
     inline: bool = False
     aliases: tuple[str, ...] = ()
+    ordered: bool = False
+    batch: int = 1
+    start: Literal["now", "beginning"] = "now"
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,31 @@ def handle(function: F) -> F:
 @overload
 def listen(function: F, /) -> F: ...
 @overload
-def listen(*, inline: bool = False, aliases: tuple[str, ...] = ()) -> Callable[[F], F]: ...
 def listen(
-    function: F | None = None, /, *, inline: bool = False, aliases: tuple[str, ...] = ()
+    *,
+    inline: bool = False,
+    ordered: bool = False,
+    batch: int = 1,
+    retries: int = 10,
+    backoff: float = 1.0,
+    timeout: float = 60.0,
+    errors: Mapping[type[BaseException], Decision] | None = None,
+    start: Literal["now", "beginning"] = "now",
+    aliases: tuple[str, ...] = (),
+) -> Callable[[F], F]: ...
+def listen(
+    function: F | None = None,
+    /,
+    *,
+    inline: bool = False,
+    ordered: bool = False,
+    batch: int = 1,
+    retries: int = 10,
+    backoff: float = 1.0,
+    timeout: float = 60.0,
+    errors: Mapping[type[BaseException], Decision] | None = None,
+    start: Literal["now", "beginning"] = "now",
+    aliases: tuple[str, ...] = (),
 ) -> F | Callable[[F], F]:
     """Mark a listener of the event, or the union of events, that is its first parameter.
 
@@ -63,9 +91,20 @@ def listen(
     own slice or None, is sent in that transaction.
 
     inline: run inside the publisher's transaction instead, just before the commit; only for events
-    of its own slice. aliases: names that the function had before.
+    of its own slice.
+    ordered: events with the same key one at a time, in the order in which they were committed; one
+    that is given up holds back the later ones of its key.
+    batch: up to this many deliveries in one transaction, for a listener that only touches the
+    database; it may also take the whole `list[...]` of events.
+    retries, backoff: how often to try again, and after how many seconds at first (then twice as
+    long each time, five minutes at most); then it is a dead letter.
+    timeout: seconds that it may take.
+    errors: what these kinds of exceptions mean instead: Retry, GiveUp, or Pause the listener.
+    start: what a new listener gets: what is published from now on, or all that is stored, too.
+    aliases: names that the function had before.
     """
-    mark = Listens(inline, aliases)
+    policy = Policy(timeout, Retry(retries, backoff), dict(errors or {}))
+    mark = Listens(inline, aliases, ordered, batch, start, policy)
     if function is not None:
         return _marked(function, mark)
     return lambda function: _marked(function, mark)

@@ -1,20 +1,22 @@
 """Stores events, and a delivery per subscription, in the transaction that caused them."""
 
 import datetime as dt
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
 from . import tables
+from .clock import Clock
 from .context import Context
 from .errors import BusError
 from .messages import Event
+from .recording import Cancellation, Noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,107 +33,249 @@ class EventType:
         return (self.name, *(f"{self.slice}.{old}" for old in self.cls.event_aliases))
 
 
-class Stored(NamedTuple):
-    """Name and id of an event in the log."""
-
-    name: str
-    id: UUID
-
-
 class Outbox:
-    """Writes what a unit of work published."""
+    """Writes what units of work publish."""
 
-    def __init__(self, types: Mapping[type[Event], EventType]) -> None:
+    def __init__(self, types: Mapping[type[Event], EventType], clock: Clock) -> None:
         self._types = types
+        self._clock = clock
+        # Names of events that an ordered listener wants, as far as it was met here.
+        self._ordered: set[str] = set()
 
-    def check(self, event: Event) -> None:
-        """Raises BusError if no slice declares this event."""
-        if type(event) not in self._types:
+    def name_of(self, cls: type[Event]) -> str:
+        """The name that an event is stored with. Raises BusError if no slice declares it."""
+        if cls not in self._types:
             raise BusError(
-                f"{type(event).__name__} is not an event of any slice here: declare it in the"
+                f"{cls.__name__} is not an event of any slice here: declare it in the"
                 " contracts.py (or, for the slice's own use, messages.py) of the slice that"
                 " publishes it."
             )
+        return self._types[cls].name
 
     async def store(
-        self, session: AsyncSession, events: Sequence[Event], context: Context
-    ) -> list[Stored]:
-        """Insert the events and their deliveries; to be called last before the commit.
+        self,
+        connection: AsyncConnection,
+        noted: Sequence[Noted],
+        context: Context,
+        lanes: Collection[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Insert the events and their deliveries; returns the rows of the events.
 
-        Nothing of a unit may be flushed after this: the rows of the aggregates are locked by then,
-        so that events of one aggregate are numbered in the order in which they commit.
+        To be called last before the commit, and nothing of a unit may be flushed after it: the rows
+        of the aggregates are locked by then, so that events of one aggregate are numbered in the
+        order in which they commit. context is for events that were noted with none; lanes are keys
+        of ordered deliveries that this transaction completes.
         """
-        now = dt.datetime.now(dt.UTC)
-        rows = [self._row(event, context, now) for event in events]
-        connection = await session.connection()
-        if connection.dialect.name == "postgresql":
-            numbered = json.dumps([{"n": n, **row} for n, row in enumerate(rows)], default=str)
-            await connection.execute(_BOTH, {"rows": numbered, "now": now})
-        else:
-            positions = list((await connection.execute(_EVENTS, rows)).scalars())
-            await connection.execute(_DELIVERIES, {"positions": positions, "now": now})
-        return [Stored(row["name"], row["id"]) for row in rows]
+        rows: list[dict[str, Any]] = []
+        for one in noted:
+            if isinstance(one.event, Cancellation):
+                rows = [row for row in rows if not self._is_cancelled(row, one.event)]
+                await self._cancel(connection, one.event)
+            else:
+                rows.append(self._row(one.event, one.context or context, one.due))
+        await self._insert(connection, [row for row in rows if row["due"] is None], lanes)
+        if later := [row for row in rows if row["due"] is not None]:
+            await connection.execute(sa.insert(tables.scheduled), later)
+        return rows
 
-    def _row(self, event: Event, context: Context, now: dt.datetime) -> dict[str, Any]:
-        self.check(event)
+    async def move_due(self, connection: AsyncConnection, limit: int = 100) -> int:
+        """Move scheduled events that are due to the log, in this transaction; returns how many.
+
+        They take their place in order, and their deliveries, now.
+        """
+        scheduled = tables.scheduled
+        due = (
+            sa.select(scheduled)
+            .where(scheduled.c.due <= self._clock.now())
+            .order_by(scheduled.c.due, scheduled.c.position)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        found = (await connection.execute(due)).mappings().all()
+        if found:
+            await self._insert(connection, [dict(row) for row in found])
+            positions = [row["position"] for row in found]
+            await connection.execute(
+                sa.delete(scheduled).where(scheduled.c.position.in_(positions))
+            )
+        return len(found)
+
+    async def _insert(
+        self,
+        connection: AsyncConnection,
+        rows: Sequence[Mapping[str, Any]],
+        lanes: Collection[str] = (),
+    ) -> None:
+        now = self._clock.now()
+        events = [
+            {name: row[name] for name in _GIVEN if name != "recorded_at"} | {"recorded_at": now}
+            for row in rows
+        ]
+        if connection.dialect.name == "postgresql":
+            await self._insert_ordered(connection, events, lanes)
+        elif events:
+            # The one writer needs no locks: it commits in the order in which it inserts.
+            positions = list((await connection.execute(_EVENTS, events)).scalars())
+            await connection.execute(_DELIVERIES, {"positions": positions, "now": now})
+
+    async def _insert_ordered(
+        self,
+        connection: AsyncConnection,
+        events: Sequence[Mapping[str, Any]],
+        lanes: Collection[str],
+    ) -> None:
+        names = {event["name"] for event in events}
+        locked = not self._ordered.isdisjoint(names)
+        await _lock(connection, {*lanes, *(one["key"] for one in events if locked)})
+        if not events:
+            return
+        numbered = [{"n": n, **event} for n, event in enumerate(events)]
+        given = {"rows": json.dumps(numbered, default=str), "now": events[0]["recorded_at"]}
+        if not await connection.scalar(_BOTH, {**given, "locked": locked}):
+            # An ordered listener wants them, which this process did not know: nothing was inserted.
+            self._ordered |= names
+            await _lock(connection, {one["key"] for one in events})
+            await connection.scalar(_BOTH, {**given, "locked": True})
+
+    def _row(self, event: Event, context: Context, due: dt.datetime | None) -> dict[str, Any]:
         return {
             "id": uuid7(),
-            "name": self._types[type(event)].name,
+            "name": self.name_of(type(event)),
             "version": event.event_version,
             "key": str(getattr(event, event.event_key)),
             "payload": event.model_dump(mode="json"),
             "headers": context.headers(),
             "correlation_id": context.correlation_id,
             "causation_id": context.causation_id,
-            "recorded_at": now,
+            "due": due,
         }
 
+    def _is_cancelled(self, row: Mapping[str, Any], what: Cancellation) -> bool:
+        wanted = (self.name_of(what.cls), what.key)
+        return row["due"] is not None and (row["name"], row["key"]) == wanted
 
-def _deliveries(events: sa.FromClause, *conditions: sa.ColumnElement[bool]) -> sa.Insert:
-    """Insert the deliveries of these events; `now` is bound when it is executed."""
+    async def _cancel(self, connection: AsyncConnection, what: Cancellation) -> None:
+        scheduled = tables.scheduled
+        await connection.execute(
+            sa.delete(scheduled).where(
+                scheduled.c.name.in_(self._types[what.cls].names), scheduled.c.key == what.key
+            )
+        )
+
+
+async def _lock(connection: AsyncConnection, keys: Collection[str]) -> None:
+    """Take turns on these keys until the transaction ends (PostgreSQL).
+
+    A statement of its own: one that inserts as well would look at what was there before it waited.
+    Sorted, so that two transactions never wait for each other.
+    """
+    if keys:
+        await connection.execute(_LOCK, {"keys": sorted(map(_lock_id, keys))})
+
+
+def _lock_id(key: str) -> int:
+    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"bus-key").digest()
+    return int.from_bytes(digest, signed=True)
+
+
+_LOCK = sa.select(
+    sa.func.pg_advisory_xact_lock(
+        sa.func.unnest(sa.bindparam("keys", type_=sa.ARRAY(sa.BigInteger)))
+    )
+)
+_GIVEN = [one.name for one in tables.event.c if one.name not in ("position", "tx")]
+
+
+def insert_deliveries(
+    events: sa.FromClause,
+    *conditions: sa.ColumnElement[bool],
+    waiting: sa.ColumnElement[bool] | None = None,
+) -> sa.Insert:
+    """Insert the deliveries of these events; `now` is bound when it is executed.
+
+    waiting: which ordered ones cannot run yet; if None, those behind another of their lane.
+    """
     # The stored subscriptions decide, not this process's code: a listener may run elsewhere.
     subscription, name = tables.subscription, tables.subscription_name
+    if waiting is None:
+        waiting = _is_behind_another(events)
     values: dict[str, Any] = {
         "event_position": events.c.position,
         "subscription_id": subscription.c.id,
-        "run": sa.literal(0),
+        "run": sa.literal_column("0"),
         "event_version": events.c.version,
         "lane": sa.case((subscription.c.ordered, events.c.key)),
-        "state": sa.literal("pending"),
+        "state": sa.case(
+            (sa.and_(subscription.c.ordered, waiting), sa.literal_column("'waiting'")),
+            else_=sa.literal_column("'pending'"),
+        ),
         "due": sa.bindparam("now", type_=tables.delivery.c.due.type),
-        "attempts": sa.literal(0),
-        "losses": sa.literal(0),
+        "attempts": sa.literal_column("0"),
+        "losses": sa.literal_column("0"),
     }
     wanted = (
         sa.select(*values.values())
         .join(name, sa.and_(name.c.kind == "event", name.c.name == events.c.name))
         .join(subscription, subscription.c.id == name.c.subscription_id)
-        .where(subscription.c.retired_at.is_(None), *conditions)
+        .where(*conditions)
         .order_by(events.c.position, subscription.c.id)
     )
     return sa.insert(tables.delivery).from_select(list(values), wanted)
 
 
-def _both() -> sa.Insert:
-    """Events and deliveries in one statement, for one way to the server and back."""
-    event = tables.event
-    given = [one for one in event.c if one not in (event.c.position, event.c.tx)]
+def _is_behind_another(events: sa.FromClause) -> sa.ColumnElement[bool]:
+    subscription, earlier = tables.subscription, tables.delivery.alias("earlier")
+    number = sa.func.row_number().over(
+        partition_by=(subscription.c.id, events.c.key), order_by=events.c.position
+    )
+    return sa.or_(
+        number > 1,
+        sa.exists().where(
+            earlier.c.subscription_id == subscription.c.id,
+            earlier.c.lane == events.c.key,
+            tables.is_unfinished(earlier),
+        ),
+    )
+
+
+def _both() -> sa.Select[Any]:
+    """Events and deliveries in one statement, for one way to the server and back.
+
+    Inserts nothing, and answers 0, if an ordered listener wants one of the events and their keys
+    are not `locked`.
+    """
+    event, subscription, name = tables.event, tables.subscription, tables.subscription_name
+    columns = [event.c[name] for name in _GIVEN]
     rows = (
         sa.func.json_to_recordset(sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON))
-        .table_valued(sa.column("n", sa.Integer), *(sa.column(c.name, c.type) for c in given))
+        .table_valued(sa.column("n", sa.Integer), *(sa.column(c.name, c.type) for c in columns))
         .render_derived(with_types=True)
+    )
+    given = sa.select(rows).cte("given")
+    ordered = (
+        sa.exists()
+        .where(name.c.kind == "event", name.c.name == given.c.name)
+        .where(subscription.c.id == name.c.subscription_id, subscription.c.ordered)
+        .where(tables.is_live(subscription))
+        .select_from(given)
     )
     transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
     stored = (
         sa.insert(event)
         .from_select(
-            [*(c.name for c in given), "tx"],
-            sa.select(*(rows.c[c.name] for c in given), transaction).order_by(rows.c.n),
+            [*_GIVEN, "tx"],
+            sa.select(*(given.c[one] for one in _GIVEN), transaction)
+            .where(sa.or_(sa.bindparam("locked", type_=sa.Boolean), ~ordered))
+            .order_by(given.c.n),
         )
         .returning(event.c.position, event.c.name, event.c.version, event.c.key)
         .cte("stored")
     )
-    return _deliveries(stored)
+    return (
+        sa.select(sa.func.count())
+        .select_from(stored)
+        .add_cte(insert_deliveries(stored, tables.is_live()).cte("made"))
+    )
 
 
 _BOTH = _both()
@@ -142,6 +286,8 @@ _EVENTS = (
     .values(tx=0)
     .returning(tables.event.c.position, sort_by_parameter_order=True)
 )
-_DELIVERIES = _deliveries(
-    tables.event, tables.event.c.position.in_(sa.bindparam("positions", expanding=True))
+_DELIVERIES = insert_deliveries(
+    tables.event,
+    tables.is_live(),
+    tables.event.c.position.in_(sa.bindparam("positions", expanding=True)),
 )

@@ -1,12 +1,14 @@
 """Aggregates record events; the unit of work publishes them. Nobody collects them."""
 
+import datetime as dt
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import event as sa_event
 from sqlalchemy.orm import Session, SessionTransaction, object_session
 
+from .context import Context
 from .messages import Event
 
 _EVENTS = "bus_events"
@@ -14,12 +16,46 @@ _SAVEPOINTS = "bus_savepoints"
 _UNATTACHED = "_recorded_events"
 
 
-class EventLog(list[tuple[Event, "Recorder | None"]]):
-    """What one unit of work will publish, in order, each with the aggregate that recorded it.
+class Cancellation(NamedTuple):
+    """Takes back what was published for later, of this type and about this key."""
+
+    cls: type[Event]
+    key: str
+
+
+class Noted(NamedTuple):
+    """An event that will be stored, or cancelled, if the unit commits.
+
+    owner is the aggregate that recorded it, context what it belongs to (None: to what the unit as a
+    whole does), due the time before which it is not delivered.
+    """
+
+    event: Event | Cancellation
+    owner: "Recorder | None" = None
+    context: Context | None = None
+    due: dt.datetime | None = None
+
+
+class EventLog(list[Noted]):
+    """What one unit of work will publish, in order.
 
     The list belongs to the session, not to the aggregates: a session forgets an aggregate that
-    nobody holds, and flushes only those whose columns changed.
+    nobody holds, and flushes only those whose columns changed. context is that of the delivery that
+    runs now, in a unit that works off several.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context: Context | None = None
+
+    def note(
+        self,
+        event: Event | Cancellation,
+        owner: "Recorder | None" = None,
+        due: dt.datetime | None = None,
+    ) -> None:
+        """Add an event, in the context of what runs now."""
+        self.append(Noted(event, owner, self.context, due))
 
 
 class Recorder:
@@ -31,7 +67,7 @@ class Recorder:
         if session is None:
             self.__dict__.setdefault(_UNATTACHED, []).append(event)
         else:
-            log_of(session).append((event, self))
+            log_of(session).note(event, self)
 
 
 def log_of(session: Session) -> EventLog:
@@ -51,7 +87,7 @@ class RecordingSession(Session):
 
 def _attached(session: Session, instance: Any) -> None:
     for event in instance.__dict__.pop(_UNATTACHED, ()):
-        log_of(session).append((event, instance))
+        log_of(session).note(event, instance)
 
 
 def _began(session: Session, transaction: SessionTransaction) -> None:
@@ -76,8 +112,9 @@ def take_back(log: EventLog, length: int) -> None:
     An object that was new in a savepoint is out of the session again: it keeps its events, and
     brings them back if it is added again.
     """
-    for event, owner in log[length:]:
-        if owner is not None and object_session(owner) is None:
+    for noted in log[length:]:
+        event, owner = noted.event, noted.owner
+        if isinstance(event, Event) and owner is not None and object_session(owner) is None:
             owner.record(event)
     del log[length:]
 

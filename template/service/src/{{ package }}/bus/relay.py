@@ -1,35 +1,62 @@
-"""Delivers stored events: each listener in a transaction of its own, with the mark that it ran."""
+"""Delivers stored events: claims what is due and runs each listener in a transaction of its own."""
 
 import asyncio
-import datetime as dt
-import random
-import traceback
+import itertools
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
 
-import sqlalchemy as sa
 import structlog
 
-from . import tables
+from .backfill import backfill, promote_stuck
 from .bus import Bus, Route
+from .claims import Claims, Completed, Delivery, LeaseLostError
 from .context import Context
 from .engines import Database
 from .errors import BusError
+from .marks import Listens
 from .messages import Event
+from .policy import Failure, GiveUp, Pause, Retry, retry_delay
 from .subscriptions import Wanted
 from .unit import Resources, run_unit
+from .waking import Waker
 
 log = structlog.get_logger()
 
-_MOST_ATTEMPTS = 10
-_FIRST_RETRY_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 300.0
-_POLL_SECONDS = 1.0
-_BATCH = 50
-# SQLite has one writer: the relay leaves every other turn to the requests.
-_AT_ONCE = {"sqlite": 1, "postgresql": 8}
+# Failures of this many deliveries in a row pause a listener: what it calls is likely to be down.
+_BREAK_AFTER = 10
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
+# How often what is left of a batch runs again together, before each runs alone.
+_MOST_BATCH_RERUNS = 2
+# Leases are renewed three times before they end; whether others have lost theirs can wait longer.
+_TICKS_BETWEEN_CHECKS = 3
 
-Delivery = sa.Row[Any]
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """How a worker works. All times are in seconds.
+
+    at_once: listeners that run at the same time (PostgreSQL; on SQLite it is one, which leaves
+    every other turn of the only writer to the requests). lease: how long after its death a worker's
+    deliveries are taken over. poll: how often it looks without being woken. grace: how long running
+    listeners may take when the worker is to stop.
+    """
+
+    at_once: int = 8
+    lease: float = 15.0
+    poll: float = 10.0
+    grace: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listener that runs here: its stored name, what it calls, and what its mark says."""
+
+    name: str
+    call: Route
+    mark: Listens
+    takes_list: bool = False
 
 
 class Relay:
@@ -38,70 +65,97 @@ class Relay:
     def __init__(
         self,
         resources: Resources,
-        listeners: Mapping[str, Route],
+        listeners: Mapping[str, Listener],
         events: Mapping[str, type[Event]],
+        options: RelayOptions,
     ) -> None:
         """listeners and events are by stored name; listeners are filled when the bus opens."""
+        self.alive = False
         self._resources = resources
         self._listeners = listeners
         self._events = events
-        self._names: dict[int, str] = {}
-        self._readable: list[tuple[int, str, int]] = []
+        self._options = options
         self._package = __package__.rpartition(".")[0]
+        self._here: dict[int, Listener] = {}
+        self._ready: dict[int, deque[Delivery]] = defaultdict(deque)
+        self._running: dict[asyncio.Task[None], int] = {}
+        # Subscriptions of which nothing more was due when they were looked at last.
+        self._dry: set[int] = set()
+        self._streaks: dict[int, set[int]] = defaultdict(set)
+        self._pauses: dict[int, int] = defaultdict(int)
+        self._suspects = False
         self._awake = asyncio.Event()
         self._stopping = False
-        self.alive = False
+        self._waker: Waker | None = None
+        if resources.database is not None:
+            self._claims = Claims(resources.database, resources.clock, lease=options.lease)
 
     def use(self, wanted: Iterable[Wanted], subscriptions: Mapping[str, int]) -> None:
         """Work for these subscriptions (id by listener) as far as their listeners run here."""
         here = [one for one in wanted if one.listener in self._listeners]
-        self._names = {subscriptions[one.listener]: one.listener for one in here}
+        self._here = {subscriptions[one.listener]: self._listeners[one.listener] for one in here}
         # What only newer code can read is left to processes that have it.
-        self._readable = [
-            (subscriptions[one.listener], name, version)
-            for one in here
-            for name in one.events
-            for version in range(1, self._events[name].event_version + 1)
-        ]
+        self._claims.read(
+            [
+                (subscriptions[one.listener], name, version)
+                for one in here
+                for name in one.events
+                for version in range(1, self._events[name].event_version + 1)
+            ]
+        )
 
     def wake(self) -> None:
-        """Something was committed: look at once."""
+        """Something may be due: look at once."""
+        self._dry.clear()
         self._awake.set()
 
+    def committed(self) -> None:
+        """Something was committed here: look at once, and let others look."""
+        self.wake()
+        if self._waker is not None:
+            self._waker.tell()
+
     def stop(self) -> None:
-        """Take nothing new; `run` returns when what is running has finished."""
+        """Take nothing new; `run` returns when what is running has finished or was given back."""
         self._stopping = True
         self._awake.set()
 
     async def run(self) -> None:
         """Deliver until `stop`; survives a database that is away for a while."""
         self.alive = True
+        self._waker = Waker(self._database, self.wake)
+        helpers = [asyncio.create_task(self._waker.run()), asyncio.create_task(self._keep())]
         try:
             while not self._stopping:
                 self._awake.clear()
                 try:
-                    await self.work_off()
+                    if not await self._advance():
+                        await self._wait()
                 except Exception:
                     log.exception("relay could not reach the database, trying again")
-                await self._pause()
+                    await self._sleep(min(1.0, self._options.poll))
+            await self._finish()
         finally:
             self.alive = False
+            self._waker = None
+            for task in [*helpers, *self._running]:
+                task.cancel()
+            await asyncio.gather(*helpers, *self._running, return_exceptions=True)
+            with suppress(Exception):
+                await self._claims.leave()
 
     async def work_off(self) -> None:
-        """Deliver what is due, until nothing is."""
-        at_once = asyncio.Semaphore(_AT_ONCE[self._database.dialect])
-        while not self._stopping and (due := await self._due()):
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._deliver(one, at_once)) for one in due]
-            # What others are working on still looks pending: leave it to them.
-            if not any(task.result() for task in tasks):
-                return
+        """Deliver what is due, until nothing is; for tests, and where no relay runs."""
+        await self._fill()
+        self.wake()
+        self._suspects = True
+        while await self._advance() or await self._move_due():
+            while self._running:
+                await asyncio.wait([*self._running])
 
     async def unfinished(self) -> Sequence[Delivery]:
         """The deliveries of this process's listeners that are not done, dead ones included."""
-        query = self._deliveries().where(tables.delivery.c.state.in_(["pending", "dead"]))
-        async with self._database.reader.connect() as connection:
-            return list(await connection.execute(query))
+        return await self._claims.unfinished()
 
     @property
     def _database(self) -> Database:
@@ -109,161 +163,298 @@ class Relay:
             raise BusError("This bus was built without a database: there is nothing to deliver.")
         return self._resources.database
 
-    async def _pause(self) -> None:
-        try:
-            await asyncio.wait_for(self._awake.wait(), _POLL_SECONDS)
-        except TimeoutError:
-            return
+    @property
+    def _at_once(self) -> int:
+        return 1 if self._database.dialect == "sqlite" else self._options.at_once
 
-    async def _due(self) -> Sequence[Delivery]:
-        if not self._readable:
-            return []
-        query = (
-            self._deliveries()
-            .where(
-                tables.delivery.c.state == "pending",
-                tables.delivery.c.due <= dt.datetime.now(dt.UTC),
-            )
-            .limit(_BATCH)
-        )
-        async with self._database.reader.connect() as connection:
-            return list(await connection.execute(query))
+    async def _advance(self) -> bool:
+        """Take the next step; whether there may be another one to take at once."""
+        if self._suspects:
+            return await self._run_suspect()
+        hungry = self._hungry()
+        claimed = 0
+        for each in {self._claim_size(one) for one in hungry}:
+            same = [one for one in hungry if self._claim_size(one) == each]
+            found = await self._claims.claim(same, each)
+            claimed += len(found)
+            for delivery in found:
+                self._ready[delivery.subscription_id].append(delivery)
+            self._dry |= {one for one in same if len(self._ready[one]) < each}
+        self._start()
+        return bool(claimed)
 
-    def _deliveries(self) -> sa.Select[Any]:
-        delivery, event = tables.delivery, tables.event
-        what = sa.tuple_(delivery.c.subscription_id, event.c.name, delivery.c.event_version)
-        return _deliveries().where(
-            # For the index; what says the same, and more.
-            delivery.c.subscription_id.in_(self._names),
-            what.in_(self._readable),
-        )
+    def _hungry(self) -> list[int]:
+        """The subscriptions that could do with more deliveries."""
+        return [
+            one
+            for one in self._here
+            if one not in self._dry and len(self._ready[one]) * 2 <= self._claim_size(one)
+        ]
 
-    async def _deliver(self, delivery: Delivery, at_once: asyncio.Semaphore) -> bool:
-        """Whether it was this process that ran the listener."""
-        async with at_once:
-            if self._stopping:
-                return False
-            with structlog.contextvars.bound_contextvars(
-                correlation_id=delivery.correlation_id,
-                listener=self._names[delivery.subscription_id],
-                event_name=delivery.name,
-                event_id=str(delivery.event_id),
-            ):
-                try:
-                    return await self._run(delivery)
-                except (Exception, asyncio.CancelledError) as error:
-                    # Of a listener that cancels itself, only the listener has failed.
-                    if (task := asyncio.current_task()) and task.cancelling():
-                        raise
-                    await self._record_failure(delivery, error)
-                    return True
+    def _claim_size(self, subscription: int) -> int:
+        return 4 * max(self._at_once, self._here[subscription].mark.batch)
 
-    async def _run(self, delivery: Delivery) -> bool:
-        listener = self._names[delivery.subscription_id]
-        call = self._listeners[listener]
-        event = self._events[delivery.name].model_validate(delivery.payload)
-        context = Context.of_event(delivery.event_id, delivery.correlation_id, delivery.headers)
-
-        async def listen(event: Any, bus: Bus) -> bool:
-            # First of all: whoever else has taken or finished it meanwhile keeps it.
-            if not await self._mark_done(bus, delivery):
-                return False
-            await call(event, bus)
-            return True
-
-        mine: bool = await run_unit(self._resources, context, listen, event, where=listener)
-        if mine:
-            log.info("event delivered", attempt=delivery.attempts + 1)
-        return mine
-
-    async def _mark_done(self, bus: Bus, delivery: Delivery) -> bool:
-        session = bus.session
-        if session is None:
-            raise BusError("A delivery is part of a transaction.")
-        free = (
-            sa.select(tables.delivery.c.id)
-            .where(*_as_it_was(delivery))
-            .with_for_update(skip_locked=True)
-        )
-        done = (
-            sa.update(tables.delivery)
-            .where(tables.delivery.c.id.in_(free))
-            .values(state="done", finished_at=dt.datetime.now(dt.UTC))
-            .returning(tables.delivery.c.id)
-        )
-        return (await session.execute(done)).first() is not None
-
-    async def _record_failure(self, delivery: Delivery, error: BaseException) -> None:
-        attempts = delivery.attempts + 1
-        dead = attempts >= _MOST_ATTEMPTS
-        now = dt.datetime.now(dt.UTC)
-        # The same fence as success has: a delivery that had committed after all is left alone.
-        failed = (
-            sa.update(tables.delivery)
-            .where(*_as_it_was(delivery))
-            .values(
-                attempts=attempts,
-                state="dead" if dead else "pending",
-                due=now + dt.timedelta(seconds=retry_delay(attempts)),
-                error_type=_storable(type(error).__qualname__)[:200],
-                error_frame=own_frame(error, self._package)[:400],
-                error_message=_storable("".join(traceback.format_exception(error))),
-            )
-        )
-        async with self._database.writer.begin() as connection:
-            await connection.execute(failed)
-        if dead:
-            log.exception("event given up, kept as a dead letter", attempt=attempts)
+    async def _wait(self) -> None:
+        """Until somebody wakes it, a delivery is done, or the next is due."""
+        due = await self._claims.next_due(self._here)
+        seconds = self._options.poll
+        if due is not None:
+            seconds = min(seconds, (due - self._resources.clock.now()).total_seconds())
+        if seconds > 0:
+            await self._sleep(seconds)
         else:
-            log.warning("listener failed, will be tried again", attempt=attempts, error=repr(error))
+            await self._move_due()
 
+    async def _move_due(self) -> int:
+        """Put scheduled events that are due into the log."""
+        async with self._database.writer.begin() as connection:
+            moved = await self._resources.outbox.move_due(connection)
+        self.committed()
+        return moved
 
-def retry_delay(attempts: int) -> float:
-    """Seconds until the next attempt: exponential, with jitter so that failures spread out."""
-    longest = min(_FIRST_RETRY_SECONDS * 2 ** (attempts - 1), _LONGEST_RETRY_SECONDS)
-    return random.uniform(longest / 2, longest)
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
+                return
+        self._dry.clear()
 
+    def _start(self) -> None:
+        """Run what is claimed, as far as there is room, each listener in turn."""
+        most = self._at_once if len(self._here) == 1 else max(1, self._at_once * 3 // 4)
+        progress = not self._stopping
+        while progress and len(self._running) < self._at_once:
+            progress = False
+            for subscription, ready in self._ready.items():
+                busy = sum(one == subscription for one in self._running.values())
+                if ready and busy < most and len(self._running) < self._at_once:
+                    self._begin(subscription, _take(ready, self._here[subscription].mark.batch))
+                    progress = True
 
-def own_frame(error: BaseException, package: str) -> str:
-    """Where in the service's own slices it failed, as 'module:function:line'; '' if nowhere."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith(f"{package}.slices."):
-            return f"{module}:{frame.f_code.co_name}:{line}"
-    return ""
+    def _begin(self, subscription: int, claimed: list[Delivery]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._deliver(self._here[subscription], claimed))
+        self._running[task] = subscription
+        task.add_done_callback(self._done)
+        return task
 
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        if not task.cancelled() and (error := task.exception()):
+            # Its lease runs out, and it is delivered again.
+            log.error("a delivery could not be recorded", exc_info=error)
+        self._start()
+        if self._suspects or self._hungry() or not self._running:
+            self._awake.set()
 
-def _as_it_was(delivery: Delivery) -> tuple[sa.ColumnElement[bool], ...]:
-    """Nobody has run it since it was read, with or without success."""
-    return (
-        tables.delivery.c.id == delivery.id,
-        tables.delivery.c.state == "pending",
-        tables.delivery.c.attempts == delivery.attempts,
-    )
+    async def _run_suspect(self) -> bool:
+        """Run one delivery during which a process died, with nothing beside it."""
+        if self._running or any(self._ready.values()):
+            return False
+        found = await self._claims.claim(self._here, 1, suspects=True)
+        self._suspects = bool(found)
+        for one in found:
+            await self._begin(one.subscription_id, [one])
+        return True
 
+    async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
+        """Run the listener: for all in one transaction if it allows that, else for one by one."""
+        for _ in range(1 + _MOST_BATCH_RERUNS):
+            if len(claimed) == 1:
+                break
+            work = Work(self._resources, listener, self._events, claimed)
+            try:
+                await work.run()
+            except Exception as error:
+                culprit = work.current
+                if culprit is None:
+                    break
+                await self._failed(listener, culprit, error)
+                claimed = [one for one in claimed if one is not culprit]
+            else:
+                return await self._succeeded(listener, claimed)
+        for one in claimed:
+            await self._deliver_alone(listener, one)
+        return None
 
-def _storable(text: str) -> str:
-    """Text without what a database refuses: NUL characters and lone surrogates."""
-    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+    async def _deliver_alone(self, listener: Listener, delivery: Delivery) -> None:
+        with structlog.contextvars.bound_contextvars(
+            correlation_id=delivery.correlation_id,
+            listener=listener.name,
+            event_name=delivery.name,
+            event_id=str(delivery.event_id),
+        ):
+            try:
+                await Work(self._resources, listener, self._events, [delivery]).run()
+            except LeaseLostError:
+                log.warning("listener rolled back: another worker has the delivery by now")
+            except (Exception, asyncio.CancelledError) as error:
+                # Of a listener that cancels itself, only the listener has failed.
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise
+                await self._failed(listener, delivery, error)
+            else:
+                await self._succeeded(listener, [delivery])
+                log.info("event delivered", attempt=delivery.attempts + 1)
 
+    async def _succeeded(self, listener: Listener, claimed: Sequence[Delivery]) -> None:
+        subscription = claimed[0].subscription_id
+        self._streaks.pop(subscription, None)
+        if claimed[0].paused_reason is not None:
+            self._pauses.pop(subscription, None)
+            await self._claims.end_probation(subscription)
+            log.info("listener works again", listener=listener.name)
+        if claimed[0].paused_reason is not None or any(one.lane for one in claimed):
+            # Others of it may run now.
+            self.wake()
 
-def _deliveries() -> sa.Select[Any]:
-    delivery, event = tables.delivery, tables.event
-    return (
-        sa.select(
-            delivery.c.id,
-            delivery.c.subscription_id,
-            delivery.c.event_version,
-            delivery.c.state,
-            delivery.c.due,
-            delivery.c.attempts,
-            delivery.c.error_message,
-            event.c.id.label("event_id"),
-            event.c.name,
-            event.c.payload,
-            event.c.headers,
-            event.c.correlation_id,
+    async def _failed(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
+        attempts = delivery.attempts + 1
+        failure = Failure.of(error, self._package)
+        told = {"listener": listener.name, "attempt": attempts, "error": repr(error)}
+        match listener.mark.policy.decide(error):
+            case Pause(seconds):
+                await self._claims.fail(delivery, failure, retry_in=seconds, counts=False)
+                await self._pause(delivery.subscription_id, seconds, repr(error))
+                return
+            case Retry(retries, backoff) if attempts <= retries:
+                delay = retry_delay(attempts, backoff)
+                await self._claims.fail(delivery, failure, retry_in=delay)
+                log.warning("listener failed, will be tried again", **told)
+            case GiveUp() | Retry():
+                await self._claims.fail(delivery, failure, retry_in=None)
+                log.error("event given up, kept as a dead letter", exc_info=error, **told)
+        await self._break(delivery, error)
+
+    async def _break(self, delivery: Delivery, error: BaseException) -> None:
+        """Pause a listener for which everything fails, before all retries are used up."""
+        subscription = delivery.subscription_id
+        streak = self._streaks[subscription]
+        streak.add(delivery.id)
+        if len(streak) < _BREAK_AFTER and delivery.paused_reason is None:
+            return
+        seconds = min(_SHORTEST_PAUSE * 2 ** self._pauses[subscription], _LONGEST_PAUSE)
+        self._pauses[subscription] += 1
+        streak.clear()
+        await self._pause(subscription, seconds, f"everything failed, last with {error!r}")
+
+    async def _pause(self, subscription: int, seconds: float, reason: str) -> None:
+        await self._claims.pause(subscription, seconds, reason)
+        log.warning(
+            "listener paused",
+            listener=self._here[subscription].name,
+            seconds=seconds,
+            reason=reason,
         )
-        .join(event, event.c.position == delivery.c.event_position)
-        .order_by(delivery.c.id)
-    )
+        if ready := self._ready.pop(subscription, None):
+            await self._claims.give_back(ready)
+
+    async def _keep(self) -> None:
+        """Keep the leases of what runs; take over what dead workers held; tell that this lives."""
+        for tick in itertools.count():
+            try:
+                if self._running or any(self._ready.values()):
+                    await self._claims.renew()
+                if tick % _TICKS_BETWEEN_CHECKS == 0:
+                    await self._check_others()
+            except Exception as error:
+                log.warning("leases could not be renewed, trying again", error=repr(error))
+            await asyncio.sleep(self._options.lease / 3)
+
+    async def _check_others(self) -> None:
+        await self._fill()
+        await self._claims.tell_alive([one.name for one in self._here.values()])
+        for freed in await self._claims.expire():
+            log.warning("a worker died during a delivery", delivery=freed.id, now=freed.state)
+        if await self._claims.busy(self._here, suspects=True):
+            self._suspects = True
+            self._awake.set()
+
+    async def _fill(self) -> None:
+        """Bring stored events to new listeners that want them, and free lanes that are stuck."""
+        now = self._resources.clock.now()
+        while not self._stopping and await backfill(self._database, now):
+            self.wake()
+        if any(one.mark.ordered for one in self._here.values()):
+            await promote_stuck(self._database)
+
+    async def _finish(self) -> None:
+        """Let what runs finish within the grace, and give the rest back."""
+        with suppress(Exception):
+            await self._claims.give_back([one for ready in self._ready.values() for one in ready])
+        self._ready.clear()
+        if self._running:
+            _, late = await asyncio.wait([*self._running], timeout=self._options.grace)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("listeners were cut off and given back", count=len(late))
+                await asyncio.wait(late)
+
+
+class Work:
+    """What is done for one delivery, or for a batch of them, in one unit of work.
+
+    current is the delivery that its listener runs for; None before and after that.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        listener: Listener,
+        events: Mapping[str, type[Event]],
+        claimed: Sequence[Delivery],
+    ) -> None:
+        self.current: Delivery | None = None
+        self._resources = resources
+        self._listener = listener
+        self._events = events
+        self._claimed = claimed
+
+    async def run(self) -> None:
+        """Run it and commit. Raises what the listener raises, TimeoutError, LeaseLostError."""
+        seconds = self._listener.mark.policy.timeout
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await run_unit(
+                    self._resources,
+                    self._context(self._claimed[-1]),
+                    self._listen,
+                    self._claimed,
+                    where=self._listener.name,
+                    completion=Completed(self._claimed, self._resources.clock),
+                )
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{self._listener.name} took longer than {seconds} s.") from error
+
+    async def _listen(self, claimed: Sequence[Delivery], bus: Bus) -> None:
+        self.current = None
+        if self._listener.takes_list:
+            await self._listener.call([self._event(one) for one in claimed], bus)
+            return
+        for one in claimed:
+            self.current = one
+            event = self._event(one)
+            await bus.within(self._context(one), self._listener.call, event)
+        self.current = None
+
+    def _event(self, delivery: Delivery) -> Event:
+        return self._events[delivery.name].model_validate(delivery.payload)
+
+    def _context(self, delivery: Delivery) -> Context:
+        return Context.of_delivery(
+            delivery.event_id,
+            delivery.correlation_id,
+            delivery.headers,
+            listener=self._listener.name,
+            run=delivery.run,
+        )
+
+
+def _take(ready: deque[Delivery], batch: int) -> list[Delivery]:
+    """The next delivery, with those that may share its transaction: none that ever failed."""
+    taken = [ready.popleft()]
+    while ready and len(taken) < batch and not (taken[-1].attempts or ready[0].attempts):
+        taken.append(ready.popleft())
+    return taken

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 from .bus import Bus, Route
-from .catalog import event_types
+from .catalog import event_types, takes_list
 from .errors import BusError
 from .injection import Source, bind, getters_of, passing
 from .marks import Listens, Proceed
 from .messages import Command, Event, Query
+from .relay import Listener
 from .services import Services
 from .unit import Resources, run_unit
 from .wiring import Wired, Wiring
@@ -32,7 +33,7 @@ class Routes:
 
     messages: RouteTable = field(default_factory=RouteTable)
     inline: dict[type[Event], list[Route]] = field(default_factory=dict)
-    listeners: dict[str, Route] = field(default_factory=dict)
+    listeners: dict[str, Listener] = field(default_factory=dict)
 
 
 def fill(
@@ -43,11 +44,13 @@ def fill(
         routes.messages[command] = _route(resources, wiring, command, wired, constants)
     for name, wired in wiring.listeners.items():
         call = _listener(wired, bind(wired.plan, constants, wiring.services))
-        if isinstance(wired.marked.mark, Listens) and wired.marked.mark.inline:
+        mark = wired.marked.mark
+        assert isinstance(mark, Listens)
+        if mark.inline:
             for event in event_types(wired.plan.message):
                 routes.inline.setdefault(event, []).append(call)
         else:
-            routes.listeners[name] = call
+            routes.listeners[name] = Listener(name, call, mark, takes_list(wired.plan.message))
 
 
 def _route(

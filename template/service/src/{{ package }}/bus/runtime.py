@@ -11,13 +11,15 @@ from pydantic_settings import BaseSettings
 
 from .bus import Bus
 from .catalog import Catalog, read
+from .claims import Delivery
+from .clock import Clock
 from .context import Context
 from .discovery import Slice, find_slices
 from .engines import Database
 from .errors import WiringError
 from .messages import Event
 from .outbox import Outbox
-from .relay import Delivery, Relay
+from .relay import Relay, RelayOptions
 from .routing import Routes, fill
 from .services import Services
 from .subscriptions import subscribe, wanted_by
@@ -28,15 +30,25 @@ from .wiring import Wiring, check
 class Runtime:
     """A wired bus. `async with runtime:` opens its services and writes its subscriptions."""
 
-    def __init__(self, catalog: Catalog, wiring: Wiring, database: Database | None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        wiring: Wiring,
+        database: Database | None,
+        options: RelayOptions,
+    ) -> None:
+        self.clock = Clock()
         self.catalog = catalog
         self.wiring = wiring
         self.database = database
         self._routes = Routes()
-        outbox = Outbox(catalog.events)
-        self._resources = Resources(self._routes.messages, self._routes.inline, outbox, database)
-        self.relay = Relay(self._resources, self._routes.listeners, _events_by_name(catalog))
-        self._resources.on_commit = self.relay.wake
+        outbox = Outbox(catalog.events, self.clock)
+        self._resources = Resources(
+            self._routes.messages, self._routes.inline, outbox, database, self.clock
+        )
+        events = _events_by_name(catalog)
+        self.relay = Relay(self._resources, self._routes.listeners, events, options)
+        self._resources.on_commit = self.relay.committed
         self._open = AsyncExitStack()
 
     @property
@@ -71,9 +83,8 @@ class Runtime:
             constants = {one: await services.of_application(one) for one in needed}
             fill(self._resources, self._routes, self.wiring, constants)
             if self.database is not None:
-                async with self.database.writer.begin() as connection:
-                    wanted = wanted_by(self.catalog)
-                    self.relay.use(wanted, await subscribe(connection, wanted))
+                wanted = wanted_by(self.catalog)
+                self.relay.use(wanted, await subscribe(self.database, wanted))
             self._open = stack.pop_all()
         return self
 
@@ -111,12 +122,14 @@ def build(
     settings: Sequence[BaseSettings] = (),
     slices: Collection[str] | None = None,
     overrides: Mapping[type, object] | None = None,
+    relay: RelayOptions | None = None,
 ) -> Runtime:
     """Find, check and wire the slices of a service.
 
     package is the service's, such as 'shop'. slices names those that run here (all, if None). The
     functions of the others do not run, but their subscriptions are written. overrides replaces
-    services by type, in tests. Raises WiringError with everything that does not fit.
+    services by type, in tests; relay says how events are delivered. Raises WiringError with
+    everything that does not fit.
     """
     found = find_slices(package)
     catalog = read(found, _service_modules(package))
@@ -126,7 +139,7 @@ def build(
     wiring = check(active, services)
     if database is None and (stored := wanted_by(active)):
         raise WiringError(f"{stored[0].listener} listens to stored events, which need a database.")
-    return Runtime(catalog, wiring, database)
+    return Runtime(catalog, wiring, database, relay or RelayOptions())
 
 
 def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:

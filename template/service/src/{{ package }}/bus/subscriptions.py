@@ -1,18 +1,26 @@
 """Writes down which listeners want which events; deliveries are made from these rows."""
 
+import asyncio
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .catalog import Catalog, event_types
+from .engines import Database
+from .errors import BusError
 from .marks import Listens
 
 # Any number: processes that start at once take turns on it (PostgreSQL).
 _LOCK = 7_305_110_001
+# Whoever waits for publishers makes all that come later wait, too: briefly, and then once more.
+_LOCK_TIMEOUT = sa.text("SET LOCAL lock_timeout = '500ms'")
+_TIMED_OUT = "55P03"
+_MOST_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,8 @@ class Wanted:
     aliases: tuple[str, ...]
     slice: str
     events: tuple[str, ...]
+    ordered: bool = False
+    from_beginning: bool = False
 
 
 def wanted_by(catalog: Catalog) -> list[Wanted]:
@@ -38,6 +48,8 @@ def wanted_by(catalog: Catalog) -> list[Wanted]:
                 if event in catalog.events
                 for name in catalog.events[event].names
             ),
+            marked.mark.ordered,
+            marked.mark.start == "beginning",
         )
         for marked in catalog.listeners
         if isinstance(marked.mark, Listens) and not marked.mark.inline
@@ -45,18 +57,41 @@ def wanted_by(catalog: Catalog) -> list[Wanted]:
 
 
 async def subscribe(
-    connection: AsyncConnection, wanted: Iterable[Wanted], *, prune: bool = False
+    database: Database, wanted: Sequence[Wanted], *, prune: bool = False
 ) -> dict[str, int]:
-    """Store what is wanted and not stored yet, in the connection's transaction.
+    """Store what is wanted and not stored yet, in one transaction.
 
     Returns the id of each wanted listener's subscription by its current name. A new subscription
-    gets what is published from now on. Subscriptions of listeners that are gone stay, with their
-    deliveries. prune also forgets events that a listener wants no more; not for a start, which may
-    be that of an older process while a newer one runs.
+    gets what is published from now on, and what is stored already if it asks for that: `backfill`
+    brings it. Subscriptions of listeners that are gone stay, with their deliveries. prune also
+    forgets events that a listener wants no more, and takes over its current name and settings; not
+    for a start, which may be that of an older process while a newer one runs.
+    """
+    for tries in range(1, _MOST_TRIES + 1):
+        try:
+            async with database.writer.begin() as connection:
+                if database.dialect == "postgresql":
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                return {
+                    one.listener: await _subscribe(connection, one, prune=prune) for one in wanted
+                }
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _TIMED_OUT or tries == _MOST_TRIES:
+                raise
+            await asyncio.sleep(0.05 * tries)
+    raise AssertionError  # The last try has raised.
+
+
+async def lock_log(connection: AsyncConnection) -> int:
+    """Let nobody publish until the transaction ends; the last position in the log.
+
+    All up to it is committed. Events after it find what this transaction changes in subscriptions.
     """
     if connection.dialect.name == "postgresql":
-        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    return {one.listener: await _subscribe(connection, one, prune=prune) for one in wanted}
+        await connection.execute(_LOCK_TIMEOUT)
+        await connection.execute(sa.text("LOCK TABLE bus_event IN SHARE ROW EXCLUSIVE MODE"))
+    newest: int | None = await connection.scalar(sa.select(sa.func.max(tables.event.c.position)))
+    return newest or 0
 
 
 async def _subscribe(connection: AsyncConnection, wanted: Wanted, *, prune: bool) -> int:
@@ -67,6 +102,12 @@ async def _subscribe(connection: AsyncConnection, wanted: Wanted, *, prune: bool
     await _store_names(connection, found, "event", wanted.events)
     if prune:
         await _forget_events(connection, found, wanted.events)
+        row = tables.subscription
+        await connection.execute(
+            sa.update(row)
+            .where(row.c.id == found)
+            .values(listener=wanted.listener, ordered=wanted.ordered)
+        )
     return found
 
 
@@ -81,21 +122,33 @@ async def _find(connection: AsyncConnection, names: Sequence[str]) -> int | None
 
 
 async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
-    newest = sa.select(sa.func.coalesce(sa.func.max(tables.event.c.position), 0))
+    newest = await lock_log(connection)
+    floor = await _floor(connection) if wanted.from_beginning else 0
+    if floor:
+        raise BusError(
+            f"{wanted.listener} wants all events from the beginning, but those up to position"
+            f' {floor} have been removed: let it start="now".'
+        )
     created: int = (
         await connection.execute(
             sa.insert(tables.subscription)
             .values(
                 listener=wanted.listener,
                 slice=wanted.slice,
-                ordered=False,
-                from_position=newest.scalar_subquery(),
+                ordered=wanted.ordered,
+                from_position=newest,
+                backfilled_to=0 if wanted.from_beginning and newest else None,
                 created_at=dt.datetime.now(dt.UTC),
             )
             .returning(tables.subscription.c.id)
         )
     ).scalar_one()
     return created
+
+
+async def _floor(connection: AsyncConnection) -> int:
+    floor: int | None = await connection.scalar(sa.select(tables.log.c.floor))
+    return floor or 0
 
 
 async def _store_names(

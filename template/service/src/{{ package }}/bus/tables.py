@@ -90,6 +90,28 @@ delivery = sa.Table(
 )
 
 
+# States are written out, not bound: only then does PostgreSQL see that a partial index will do.
+
+
+def is_in(state: str, of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
+    """Whether a delivery is in this state."""
+    condition: sa.ColumnElement[bool] = of.c.state == sa.literal_column(f"'{state}'")
+    return condition
+
+
+def is_unfinished(of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
+    """Whether later deliveries of the same lane have to wait for this one."""
+    states: sa.BindParameter[list[str]] = sa.bindparam(
+        None, ["waiting", "pending", "working", "dead"], expanding=True, literal_execute=True
+    )
+    return sa.and_(of.c.lane.is_not(None), of.c.state.in_(states))
+
+
+def is_live(of: sa.FromClause = subscription) -> sa.ColumnElement[bool]:
+    """Whether a subscription gets what is published: not retired, not being filled."""
+    return sa.and_(of.c.retired_at.is_(None), of.c.backfilled_to.is_(None))
+
+
 def _partial(name: str, columns: tuple[str, ...], where: str) -> sa.Index:
     condition = sa.text(where)
     return sa.Index(

@@ -1,24 +1,27 @@
 """The unit of work: one transaction, from the first message in to the commit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .bus import Bus, Route
+from .clock import Clock
 from .context import Context
 from .engines import LEFT_READONLY, Database
 from .errors import BusError, UnitDoomedError
 from .messages import Event
-from .outbox import Outbox, Stored
-from .recording import EventLog, take_back
+from .outbox import Outbox
+from .recording import Cancellation, EventLog, take_back
 from .session import UnitSession
 
 log = structlog.get_logger()
@@ -41,7 +44,19 @@ class Resources:
     inline: Mapping[type[Event], Sequence[Route]]
     outbox: Outbox
     database: Database | None
+    clock: Clock
     on_commit: Callable[[], None] = field(default=lambda: None)
+
+
+class Completion(Protocol):
+    """What a unit does last of all before its commit: completes the deliveries that it is for."""
+
+    @property
+    def lanes(self) -> Collection[str]:
+        """The keys of ordered deliveries among them."""
+
+    async def __call__(self, connection: AsyncConnection) -> None:
+        """Mark them done. Raises if they are no longer this worker's: nothing is committed then."""
 
 
 async def run_unit(
@@ -52,6 +67,7 @@ async def run_unit(
     *,
     readonly: bool = False,
     where: str = "",
+    completion: Completion | None = None,
 ) -> Any:
     """Run call(message, bus) as one transaction; returns what it returns, after the commit.
 
@@ -66,7 +82,7 @@ async def run_unit(
         )
     runs = 1
     while True:
-        unit = UnitOfWork(resources, context, readonly=readonly, where=where)
+        unit = UnitOfWork(resources, context, readonly=readonly, where=where, completion=completion)
         try:
             return await unit.run(call, message)
         except DBAPIError as error:
@@ -79,6 +95,7 @@ class UnitOfWork:
     """One transaction and the events that it will store. Sends inside of it join it."""
 
     __slots__ = (
+        "_completion",
         "_doomed_by",
         "_inside",
         "_readonly",
@@ -91,7 +108,13 @@ class UnitOfWork:
     )
 
     def __init__(
-        self, resources: Resources, context: Context, *, readonly: bool = False, where: str = ""
+        self,
+        resources: Resources,
+        context: Context,
+        *,
+        readonly: bool = False,
+        where: str = "",
+        completion: Completion | None = None,
     ) -> None:
         self.context = context
         self.log = EventLog()
@@ -99,6 +122,7 @@ class UnitOfWork:
         self._resources = resources
         self._readonly = readonly
         self._where = where
+        self._completion = completion
         self._session: UnitSession | None = None
         self._inside: list[asyncio.Task[Any] | None] = []
         self._doomed_by: BaseException | None = None
@@ -123,9 +147,8 @@ class UnitOfWork:
         """Run the outermost message and commit."""
         token = _current.set(self)
         try:
-            bus = self._bus()
-            result = await call(message, bus)
-            await self._commit(bus)
+            result = await call(message, self._bus())
+            await self._commit()
             return result
         finally:
             self.is_open = False
@@ -155,11 +178,31 @@ class UnitOfWork:
         finally:
             self._inside.pop()
 
-    def publish(self, event: Event, depth: int) -> None:
+    async def within(self, context: Context, call: Route, message: object) -> Any:
+        """Run one of several deliveries that this unit works off, in a context of its own."""
+        self.log.context = context
+        try:
+            return await call(message, self._bus())
+        finally:
+            self.log.context = None
+
+    def publish(
+        self, event: Event, depth: int, after: dt.timedelta | None, at: dt.datetime | None
+    ) -> None:
         """Add the event to what is stored at the commit."""
         self._check(depth)
-        self._resources.outbox.check(event)
-        self.log.append((event, None))
+        self._resources.outbox.name_of(type(event))
+        if after is not None:
+            at = self._resources.clock.now() + after
+        if at is not None and at.tzinfo is None:
+            raise BusError(f"at={at!r}: expected a datetime with a time zone.")
+        self.log.note(event, due=at)
+
+    def cancel(self, cls: type[Event], key: object, depth: int) -> None:
+        """Note that what is scheduled is taken back at the commit."""
+        self._check(depth)
+        self._resources.outbox.name_of(cls)
+        self.log.note(Cancellation(cls, str(key)))
 
     @asynccontextmanager
     async def savepoint(self, depth: int) -> AsyncIterator[None]:
@@ -178,7 +221,8 @@ class UnitOfWork:
             raise
 
     def _bus(self) -> Bus:
-        return Bus(self._resources.routes, self.context, self, len(self._inside))
+        context = self.log.context or self.context
+        return Bus(self._resources.routes, context, self, len(self._inside))
 
     def _enter(self, depth: int) -> None:
         self._check(depth)
@@ -200,28 +244,39 @@ class UnitOfWork:
                 " went on. Let the error through, or send inside `async with bus.savepoint():`."
             ) from self._doomed_by
 
-    async def _commit(self, bus: Bus) -> None:
+    async def _commit(self) -> None:
         self._check(0)
         self._check_doomed()
         if self._readonly:
             await self._refuse_changes()
             return
-        await self._settle(bus)
+        await self._settle()
         self._check(0)
         self._check_doomed()
         self.is_open = False
-        stored: list[Stored] = []
-        if self.log and self.has_database:
-            events = [event for event, _ in self.log]
-            stored = await self._resources.outbox.store(self.session, events, self.context)
+        stored = await self._store()
         if self._session is not None:
             await _to_the_end(self._session.commit_unit())
-        for name, event_id in stored:
-            log.info("event stored", event_name=name, event_id=str(event_id))
+        for row in stored:
+            log.info("event stored", event_name=row["name"], event_id=str(row["id"]))
         if stored:
             self._resources.on_commit()
 
-    async def _settle(self, bus: Bus) -> None:
+    async def _store(self) -> list[dict[str, Any]]:
+        """Write the events, and complete the deliveries that this unit is for."""
+        completion, stored = self._completion, []
+        if not self.has_database or not (self.log or completion):
+            return []
+        connection = await self.session.connection()
+        lanes = completion.lanes if completion else ()
+        if self.log or lanes:
+            store = self._resources.outbox.store
+            stored = await store(connection, self.log, self.context, lanes)
+        if completion:
+            await completion(connection)
+        return stored
+
+    async def _settle(self) -> None:
         """Flush and run inline listeners, which may change and publish more, until all is quiet."""
         heard = 0
         for _ in range(_MOST_INLINE_ROUNDS):
@@ -230,11 +285,13 @@ class UnitOfWork:
             if heard == len(self.log):
                 return
             news, heard = self.log[heard:], len(self.log)
-            for event, _owner in news:
-                for listener in self._resources.inline.get(type(event), ()):
-                    await listener(event, bus)
+            for noted in news:
+                if isinstance(noted.event, Cancellation):
+                    continue
+                for listener in self._resources.inline.get(type(noted.event), ()):
+                    await self.within(noted.context or self.context, listener, noted.event)
         raise BusError(
-            f"Inline listeners published on and on ({type(self.log[-1][0]).__name__} last):"
+            f"Inline listeners published on and on ({type(self.log[-1].event).__name__} last):"
             " one of them causes its own event."
         )
 
@@ -267,7 +324,7 @@ class UnitOfWork:
             await self._session.flush()
         if len(self.log) > told:
             raise BusError(
-                f"{type(self.log[-1][0]).__name__} was published in a query, which only reads:"
+                f"{type(self.log[-1].event).__name__} was published in a query, which only reads:"
                 " publish it in the handler of a command."
             )
 

@@ -1,0 +1,393 @@
+"""Deliveries as rows: claimed under a lease, completed, failed, given back."""
+
+import datetime as dt
+import os
+import socket
+from collections.abc import Collection, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.compiler import compiles
+from uuid_utils.compat import uuid7
+
+from . import tables
+from .clock import Clock
+from .engines import Database
+from .errors import BusError
+from .policy import Failure
+
+Delivery = sa.Row[Any]
+"""A delivery with what its listener needs to know of the event."""
+
+# A delivery whose process died this often is taken to be the cause.
+_MOST_LOSSES = 3
+
+
+class LeaseLostError(BusError):
+    """Another worker has the delivery by now; nothing of what was done for it is committed."""
+
+
+class Claims:
+    """The deliveries of one worker."""
+
+    def __init__(self, database: Database, clock: Clock, *, lease: float) -> None:
+        """lease is how many seconds a worker that is not heard of keeps what it has claimed."""
+        self.worker_id = uuid7()
+        self.lease = lease
+        self._database = database
+        self._clock = clock
+        self._readable: sa.ColumnElement[bool] = sa.false()
+
+    def read(self, readable: Sequence[tuple[int, str, int]]) -> None:
+        """Claim only these: subscription, name and version of the event."""
+        what = (tables.delivery.c.subscription_id, tables.event.c.name)
+        whole = sa.tuple_(*what, tables.delivery.c.event_version)
+        self._readable = whole.in_(readable) if readable else sa.false()
+
+    async def claim(
+        self, subscriptions: Collection[int], each: int, *, suspects: bool = False
+    ) -> list[Delivery]:
+        """Lease what is due, up to `each` for every subscription, in order.
+
+        suspects: instead, one delivery during which a process died.
+        """
+        busy = await self.busy(subscriptions, suspects=suspects)
+        if not busy:
+            return []
+        async with self._database.writer.begin() as connection:
+            found = await self._pick(connection, busy, each, suspects=suspects)
+            if found:
+                await connection.execute(
+                    sa.update(tables.delivery)
+                    .where(tables.delivery.c.id.in_([one.id for one in found]))
+                    .values(
+                        state="working",
+                        token=found[0].token,
+                        worker_id=self.worker_id,
+                        lease_until=from_now(self.lease),
+                    )
+                )
+        return sorted(found, key=lambda one: one.id)
+
+    async def busy(
+        self, subscriptions: Collection[int], *, suspects: bool = False
+    ) -> dict[int, bool]:
+        """Those that have something due, and whether they are on probation after a pause.
+
+        Only read, so that on SQLite one that has nothing to do keeps no writer waiting.
+        """
+        subscription, now = tables.subscription, self._clock.now()
+        due = sa.exists().where(self._is_due(now, suspects=suspects)).correlate(subscription)
+        query = sa.select(subscription.c.id, subscription.c.paused_reason.is_not(None)).where(
+            subscription.c.id.in_(subscriptions),
+            subscription.c.retired_at.is_(None),
+            sa.or_(
+                subscription.c.paused_until <= now,
+                sa.and_(
+                    subscription.c.paused_until.is_(None), subscription.c.paused_reason.is_(None)
+                ),
+            ),
+            due,
+        )
+        async with self._database.reader.connect() as connection:
+            return {row[0]: row[1] for row in await connection.execute(query)}
+
+    def _is_due(self, now: dt.datetime, *, suspects: bool) -> sa.ColumnElement[bool]:
+        delivery = tables.delivery
+        return sa.and_(
+            delivery.c.subscription_id == tables.subscription.c.id,
+            tables.is_in("pending"),
+            delivery.c.due <= now,
+            delivery.c.losses > 0 if suspects else delivery.c.losses == 0,
+        )
+
+    async def _pick(
+        self, connection: AsyncConnection, busy: dict[int, bool], each: int, *, suspects: bool
+    ) -> list[Delivery]:
+        token, found = uuid7(), list[Delivery]()
+        for subscription, on_probation in busy.items():
+            limit = 1 if suspects or on_probation else each
+            query = (
+                deliveries(sa.literal(token, sa.Uuid()).label("token"))
+                .where(
+                    self._is_due(self._clock.now(), suspects=suspects),
+                    tables.subscription.c.id == subscription,
+                    self._readable,
+                )
+                .order_by(tables.delivery.c.due, tables.delivery.c.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True, of=tables.delivery)
+            )
+            found += await connection.execute(query)
+            if suspects and found:
+                break
+        return found
+
+    async def fail(
+        self, delivery: Delivery, failure: Failure, *, retry_in: float | None, counts: bool = True
+    ) -> None:
+        """Record a failure: again in so many seconds, or never (None: a dead letter).
+
+        counts: whether it uses up an attempt. Has the same fence as success: a delivery that had
+        committed after all, or is another's by now, is left alone.
+        """
+        number, now = delivery.attempts + int(counts), self._clock.now()
+        dead = retry_in is None
+        failed = _mine([delivery]).values(
+            state="dead" if dead else "pending",
+            attempts=number,
+            due=now + dt.timedelta(seconds=retry_in or 0),
+            token=None,
+            error_type=failure.type,
+            error_frame=failure.frame,
+            error_message=failure.message,
+        )
+        async with self._database.writer.begin() as connection:
+            if (await connection.execute(failed)).rowcount:
+                await connection.execute(
+                    sa.insert(tables.attempt).values(
+                        delivery_id=delivery.id,
+                        number=number,
+                        worker_id=self.worker_id,
+                        failed_at=now,
+                        error_type=failure.type,
+                        error_frame=failure.frame,
+                        error_message=failure.message,
+                    )
+                )
+
+    async def give_back(self, claimed: Sequence[Delivery]) -> None:
+        """Let others have these; they were not run."""
+        async with self._database.writer.begin() as connection:
+            await connection.execute(_mine(claimed).values(state="pending", token=None))
+
+    async def renew(self) -> None:
+        """Keep all that this worker holds for another while."""
+        async with self._database.writer.begin() as connection:
+            await connection.execute(self._held().values(lease_until=from_now(self.lease)))
+
+    def _held(self) -> sa.Update:
+        delivery = tables.delivery
+        return sa.update(delivery).where(
+            delivery.c.worker_id == self.worker_id, tables.is_in("working")
+        )
+
+    async def expire(self) -> list[sa.Row[Any]]:
+        """Free what workers held that are not heard of any more; returns id and state of each.
+
+        What was lost too often is dead: the process may well have died of it.
+        """
+        delivery = tables.delivery
+        expired = (tables.is_in("working"), delivery.c.lease_until < from_now(0))
+        async with self._database.reader.connect() as connection:
+            if not await connection.scalar(sa.select(sa.exists().where(*expired))):
+                return []
+        losses = delivery.c.losses + 1
+        dead = losses >= _MOST_LOSSES
+        message = f"The process that ran it died, or lost its lease, {_MOST_LOSSES} times."
+        freed = (
+            sa.update(delivery)
+            .where(*expired)
+            .values(
+                state=sa.case((dead, "dead"), else_="pending"),
+                losses=losses,
+                token=None,
+                error_type=sa.case((dead, "ProcessDied"), else_=delivery.c.error_type),
+                error_frame=sa.case((dead, ""), else_=delivery.c.error_frame),
+                error_message=sa.case((dead, message), else_=delivery.c.error_message),
+            )
+            .returning(delivery.c.id, delivery.c.state)
+        )
+        async with self._database.writer.begin() as connection:
+            return list(await connection.execute(freed))
+
+    async def tell_alive(self, listeners: Sequence[str]) -> None:
+        """Let operators see that this worker lives, and what it runs."""
+        worker, now = tables.worker, self._clock.now()
+        seen = sa.update(worker).where(worker.c.id == self.worker_id).values(seen_at=now)
+        async with self._database.writer.begin() as connection:
+            if not (await connection.execute(seen)).rowcount:
+                await connection.execute(
+                    sa.insert(worker).values(
+                        id=self.worker_id,
+                        host=socket.gethostname()[:200],
+                        pid=os.getpid(),
+                        version=_version(),
+                        slices=sorted({one.partition(".")[0] for one in listeners}),
+                        listeners=list(listeners),
+                        started_at=now,
+                        seen_at=now,
+                    )
+                )
+
+    async def leave(self) -> None:
+        """Give everything back, and be no worker any more."""
+        async with self._database.writer.begin() as connection:
+            await connection.execute(self._held().values(state="pending", token=None))
+            worker = tables.worker
+            await connection.execute(sa.delete(worker).where(worker.c.id == self.worker_id))
+
+    async def pause(self, subscription: int, seconds: float, reason: str) -> None:
+        """Claim nothing more of a listener for a while, in any process; then one, on probation."""
+        until = self._clock.now() + dt.timedelta(seconds=seconds)
+        await self._set_pause(subscription, until, reason)
+
+    async def end_probation(self, subscription: int) -> None:
+        """A delivery of a paused listener went well: go on as ever."""
+        await self._set_pause(subscription, None, None)
+
+    async def _set_pause(
+        self, subscription: int, until: dt.datetime | None, reason: str | None
+    ) -> None:
+        row = tables.subscription
+        async with self._database.writer.begin() as connection:
+            await connection.execute(
+                sa.update(row)
+                # A pause that a person has set meanwhile stays.
+                .where(row.c.id == subscription, _no_later_pause(until or self._clock.now()))
+                .values(paused_until=until, paused_reason=reason)
+            )
+
+    async def next_due(self, subscriptions: Collection[int]) -> dt.datetime | None:
+        """When the next delivery, pause or scheduled event is due, as far as it is not yet."""
+        subscription, delivery, scheduled = tables.subscription, tables.delivery, tables.scheduled
+        now = self._clock.now()
+        later = (
+            sa.select(sa.func.min(delivery.c.due))
+            .where(
+                delivery.c.subscription_id == subscription.c.id,
+                tables.is_in("pending"),
+                delivery.c.due > now,
+            )
+            .correlate(subscription)
+            .scalar_subquery()
+        )
+        pauses = sa.case((subscription.c.paused_until > now, subscription.c.paused_until))
+        query = sa.select(
+            sa.func.min(later),
+            sa.func.min(pauses),
+            sa.select(sa.func.min(scheduled.c.due)).scalar_subquery(),
+        ).where(subscription.c.id.in_(subscriptions))
+        async with self._database.reader.connect() as connection:
+            row = (await connection.execute(query)).one()
+        return min((due for due in row if due is not None), default=None)
+
+    async def unfinished(self) -> Sequence[Delivery]:
+        """The deliveries that are not done, dead ones included, as far as this worker runs them."""
+        query = deliveries().where(
+            tables.delivery.c.state.not_in(["done", "dropped"]), self._readable
+        )
+        async with self._database.reader.connect() as connection:
+            return list(await connection.execute(query.order_by(tables.delivery.c.id)))
+
+
+class Completed:
+    """Marks deliveries done in the transaction of what was done for them."""
+
+    def __init__(self, claimed: Sequence[Delivery], clock: Clock) -> None:
+        self._claimed = claimed
+        self._clock = clock
+
+    @property
+    def lanes(self) -> set[str]:
+        """The keys of ordered deliveries among them."""
+        return {one.lane for one in self._claimed if one.lane is not None}
+
+    async def __call__(self, connection: AsyncConnection) -> None:
+        """Raises LeaseLostError if another worker may have one of them by now."""
+        done = _mine(self._claimed).values(state="done", token=None, finished_at=self._clock.now())
+        if (await connection.execute(done)).rowcount != len(self._claimed):
+            raise LeaseLostError("The lease ran out before the listener had finished.")
+        for one in self._claimed:
+            if one.lane is not None:
+                await promote(connection, one.subscription_id, one.lane)
+
+
+async def promote(connection: AsyncConnection, subscription: int, lane: str) -> None:
+    """Let the next delivery of a lane be claimed, when the one before it is done or dropped."""
+    delivery = tables.delivery
+    first = sa.select(sa.func.min(delivery.c.id)).where(
+        delivery.c.subscription_id == subscription,
+        delivery.c.lane == lane,
+        tables.is_in("waiting"),
+    )
+    await connection.execute(
+        sa.update(delivery).where(delivery.c.id == first.scalar_subquery()).values(state="pending")
+    )
+
+
+def deliveries(*more: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Deliveries with their events and subscriptions."""
+    delivery, event = tables.delivery, tables.event
+    return (
+        sa.select(
+            delivery.c.id,
+            delivery.c.subscription_id,
+            delivery.c.event_version,
+            delivery.c.run,
+            delivery.c.lane,
+            delivery.c.state,
+            delivery.c.due,
+            delivery.c.attempts,
+            delivery.c.losses,
+            delivery.c.error_message,
+            event.c.id.label("event_id"),
+            event.c.name,
+            event.c.payload,
+            event.c.headers,
+            event.c.correlation_id,
+            tables.subscription.c.paused_reason,
+            *more,
+        )
+        .join(event, event.c.position == delivery.c.event_position)
+        .join(tables.subscription, tables.subscription.c.id == delivery.c.subscription_id)
+    )
+
+
+def _mine(claimed: Sequence[Delivery]) -> sa.Update:
+    """Those of these that still have the lease that they were claimed with."""
+    delivery = tables.delivery
+    if len(claimed) == 1:
+        fence = (delivery.c.id == claimed[0].id, delivery.c.token == claimed[0].token)
+    else:
+        fence = (
+            delivery.c.id.in_([one.id for one in claimed]),
+            delivery.c.token.in_({one.token for one in claimed}),
+        )
+    return sa.update(delivery).where(*fence, tables.is_in("working"))
+
+
+def _no_later_pause(until: dt.datetime) -> sa.ColumnElement[bool]:
+    row = tables.subscription
+    return sa.or_(row.c.paused_until.is_(None), row.c.paused_until <= until)
+
+
+def _version() -> str:
+    """The version of the service that is installed; '' if it runs from a bare folder."""
+    try:
+        return version(__package__.partition(".")[0].replace("_", "-"))
+    except PackageNotFoundError:
+        return ""
+
+
+class from_now(sa.sql.functions.FunctionElement[dt.datetime]):  # noqa: N801
+    """The database's time in so many seconds: leases do not hang on the clocks of workers."""
+
+    type = tables.delivery.c.lease_until.type
+    inherit_cache = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(sa.literal(float(seconds), sa.Double()))
+
+
+@compiles(from_now, "postgresql")
+def _from_now_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses)})"
+
+
+@compiles(from_now, "sqlite")
+def _from_now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
