@@ -10,17 +10,15 @@ from dataclasses import dataclass
 import structlog
 
 from .backfill import backfill, promote_stuck
-from .bus import Bus, Route
-from .claims import Claims, Completed, Delivery, LeaseLostError
-from .context import Context
+from .claims import Claims, Delivery, LeaseLostError
 from .engines import Database
 from .errors import BusError
-from .marks import Listens
 from .messages import Event
 from .policy import Failure, GiveUp, Pause, Retry, retry_delay
 from .subscriptions import Wanted
-from .unit import Resources, run_unit
+from .unit import Resources
 from .waking import Waker
+from .work import Listener, Work
 
 log = structlog.get_logger()
 
@@ -47,16 +45,6 @@ class RelayOptions:
     lease: float = 15.0
     poll: float = 10.0
     grace: float = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """A listener that runs here: its stored name, what it calls, and what its mark says."""
-
-    name: str
-    call: Route
-    mark: Listens
-    takes_list: bool = False
 
 
 class Relay:
@@ -389,67 +377,6 @@ class Relay:
             if late:
                 log.warning("listeners were cut off and given back", count=len(late))
                 await asyncio.wait(late)
-
-
-class Work:
-    """What is done for one delivery, or for a batch of them, in one unit of work.
-
-    current is the delivery that its listener runs for; None before and after that.
-    """
-
-    def __init__(
-        self,
-        resources: Resources,
-        listener: Listener,
-        events: Mapping[str, type[Event]],
-        claimed: Sequence[Delivery],
-    ) -> None:
-        self.current: Delivery | None = None
-        self._resources = resources
-        self._listener = listener
-        self._events = events
-        self._claimed = claimed
-
-    async def run(self) -> None:
-        """Run it and commit. Raises what the listener raises, TimeoutError, LeaseLostError."""
-        seconds = self._listener.mark.policy.timeout
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                await run_unit(
-                    self._resources,
-                    self._context(self._claimed[-1]),
-                    self._listen,
-                    self._claimed,
-                    where=self._listener.name,
-                    completion=Completed(self._claimed, self._resources.clock),
-                )
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TimeoutError(f"{self._listener.name} took longer than {seconds} s.") from error
-
-    async def _listen(self, claimed: Sequence[Delivery], bus: Bus) -> None:
-        self.current = None
-        if self._listener.takes_list:
-            await self._listener.call([self._event(one) for one in claimed], bus)
-            return
-        for one in claimed:
-            self.current = one
-            event = self._event(one)
-            await bus.within(self._context(one), self._listener.call, event)
-        self.current = None
-
-    def _event(self, delivery: Delivery) -> Event:
-        return self._events[delivery.name].model_validate(delivery.payload)
-
-    def _context(self, delivery: Delivery) -> Context:
-        return Context.of_delivery(
-            delivery.event_id,
-            delivery.correlation_id,
-            delivery.headers,
-            listener=self._listener.name,
-            run=delivery.run,
-        )
 
 
 def _take(ready: deque[Delivery], batch: int) -> list[Delivery]:

@@ -11,10 +11,10 @@ from .errors import BusError
 from .injection import Source, bind, getters_of, passing
 from .marks import Listens, Proceed
 from .messages import Command, Event, Query
-from .relay import Listener
 from .services import Services
 from .unit import Resources, run_unit
 from .wiring import Wired, Wiring
+from .work import Listener
 
 
 class RouteTable(dict[type, Route]):
