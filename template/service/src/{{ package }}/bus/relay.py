@@ -1,11 +1,13 @@
 """Delivers stored events: claims what is due and runs each listener in a transaction of its own."""
 
 import asyncio
+import datetime as dt
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -47,6 +49,13 @@ class RelayOptions:
     grace: float = 20.0
 
 
+class Paused(NamedTuple):
+    """How long a listener for which everything failed is left alone."""
+
+    seconds: float
+    until: dt.datetime
+
+
 class Relay:
     """Runs the listeners of one process until it is stopped."""
 
@@ -69,8 +78,9 @@ class Relay:
         self._running: dict[asyncio.Task[None], int] = {}
         # Subscriptions of which nothing more was due when they were looked at last.
         self._dry: set[int] = set()
+        self._wakes = 0
         self._streaks: dict[int, set[int]] = defaultdict(set)
-        self._pauses: dict[int, int] = defaultdict(int)
+        self._pauses: dict[int, Paused] = {}
         self._suspects = False
         self._awake = asyncio.Event()
         self._stopping = False
@@ -94,6 +104,7 @@ class Relay:
 
     def wake(self) -> None:
         """Something may be due: look at once."""
+        self._wakes += 1
         self._dry.clear()
         self._awake.set()
 
@@ -159,15 +170,15 @@ class Relay:
         """Take the next step; whether there may be another one to take at once."""
         if self._suspects:
             return await self._run_suspect()
-        hungry = self._hungry()
-        claimed = 0
+        hungry, wakes, claimed = self._hungry(), self._wakes, 0
         for each in {self._claim_size(one) for one in hungry}:
             same = [one for one in hungry if self._claim_size(one) == each]
             found = await self._claims.claim(same, each)
             claimed += len(found)
             for delivery in found:
                 self._ready[delivery.subscription_id].append(delivery)
-            self._dry |= {one for one in same if len(self._ready[one]) < each}
+            if wakes == self._wakes:
+                self._dry |= {one for one in same if len(self._ready[one]) < each}
         self._start()
         return bool(claimed)
 
@@ -287,8 +298,8 @@ class Relay:
     async def _succeeded(self, listener: Listener, claimed: Sequence[Delivery]) -> None:
         subscription = claimed[0].subscription_id
         self._streaks.pop(subscription, None)
+        self._pauses.pop(subscription, None)
         if claimed[0].paused_reason is not None:
-            self._pauses.pop(subscription, None)
             await self._claims.end_probation(subscription)
             log.info("listener works again", listener=listener.name)
         if claimed[0].paused_reason is not None or any(one.lane for one in claimed):
@@ -315,14 +326,18 @@ class Relay:
 
     async def _break(self, delivery: Delivery, error: BaseException) -> None:
         """Pause a listener for which everything fails, before all retries are used up."""
-        subscription = delivery.subscription_id
-        streak = self._streaks[subscription]
-        streak.add(delivery.id)
-        if len(streak) < _BREAK_AFTER and delivery.paused_reason is None:
-            return
-        seconds = min(_SHORTEST_PAUSE * 2 ** self._pauses[subscription], _LONGEST_PAUSE)
-        self._pauses[subscription] += 1
-        streak.clear()
+        subscription, now = delivery.subscription_id, self._resources.clock.now()
+        last = self._pauses.get(subscription)
+        if delivery.paused_reason is None:
+            if last and now < last.until:
+                return  # It was claimed before the pause.
+            streak = self._streaks[subscription]
+            streak.add(delivery.id)
+            if len(streak) < _BREAK_AFTER:
+                return
+            streak.clear()
+        seconds = min(last.seconds * 2, _LONGEST_PAUSE) if last else _SHORTEST_PAUSE
+        self._pauses[subscription] = Paused(seconds, now + dt.timedelta(seconds=seconds))
         await self._pause(subscription, seconds, f"everything failed, last with {error!r}")
 
     async def _pause(self, subscription: int, seconds: float, reason: str) -> None:
@@ -362,8 +377,9 @@ class Relay:
         now = self._resources.clock.now()
         while not self._stopping and await backfill(self._database, now):
             self.wake()
-        if any(one.mark.ordered for one in self._here.values()):
-            await promote_stuck(self._database)
+        ordered = any(one.mark.ordered for one in self._here.values())
+        if ordered and await promote_stuck(self._database):
+            self.wake()
 
     async def _finish(self) -> None:
         """Let what runs finish within the grace, and give the rest back."""

@@ -100,6 +100,7 @@ class Runtime:
         unfinished: Sequence[Delivery] = ()
         try:
             async with asyncio.timeout(within):
+                await self._progress()
                 while unfinished := await self.relay.unfinished():
                     if all(one.state == "dead" for one in unfinished):
                         break
@@ -110,9 +111,9 @@ class Runtime:
             raise TimeoutError("Not settled:\n" + "\n".join(map(_told, unfinished)))
 
     async def _progress(self) -> None:
+        await asyncio.sleep(0.005)
         if not self.relay.alive:
             await self.relay.work_off()
-        await asyncio.sleep(0.005)
 
 
 def build(

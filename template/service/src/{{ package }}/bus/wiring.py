@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
-from .catalog import Catalog, Marked, event_types, where
+from .catalog import Catalog, Marked, event_types, takes_list, where
 from .errors import WiringError
 from .injection import Plan, Source, plan
 from .marks import Guards, Listens
 from .messages import Command, Event, Query
+from .policy import Retry
 from .services import Services
 from .source import attributes_read
 
@@ -158,6 +159,7 @@ def _add_listener(wiring: Wiring, wired: Wired) -> Iterator[str]:
     for event in events:
         yield from _heard_event_errors(wiring, wired, event)
     yield from _no_proceed(wired)
+    yield from _option_errors(wired)
     yield from _next_command_errors(wiring, wired)
     if all(inspect.isclass(event) and issubclass(event, Event) for event in events):
         yield from _unknown_attributes(wired, events)
@@ -181,6 +183,28 @@ def _heard_event_errors(wiring: Wiring, wired: Wired, event: Any) -> Iterator[st
         yield (
             f"{_at(wired)}: an inline listener is part of the publisher's transaction, so that it"
             f" hears its own slice only; {event.__name__} is from {found.slice}. Drop `inline`."
+        )
+
+
+def _option_errors(wired: Wired) -> Iterator[str]:
+    mark = wired.marked.mark
+    assert isinstance(mark, Listens)
+    takes_many = takes_list(wired.plan.message)
+    if mark.inline and (takes_many or mark != Listens(inline=True, aliases=mark.aliases)):
+        yield (
+            f"{_at(wired)}: an inline listener is part of the publisher's transaction: order,"
+            " batches, retries and timeouts are for deliveries. Drop `inline`, or the rest."
+        )
+    elif takes_many and mark.batch < 2:
+        yield f"{_at(wired)}: takes a list of events: say how many, as in @listen(batch=100)."
+    retry = mark.policy.default
+    if isinstance(retry, Retry) and not (
+        mark.batch >= 1 and retry.retries >= 0 and retry.backoff > 0 and mark.policy.timeout > 0
+    ):
+        yield (
+            f"{_at(wired)}: expected batch >= 1, retries >= 0, backoff > 0 and timeout > 0, got"
+            f" batch={mark.batch}, retries={retry.retries}, backoff={retry.backoff},"
+            f" timeout={mark.policy.timeout}."
         )
 
 

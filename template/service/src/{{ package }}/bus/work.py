@@ -1,0 +1,83 @@
+"""What a worker does for deliveries that it has claimed: run the listener in a unit of work."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .bus import Bus, Route
+from .claims import Completed, Delivery
+from .context import Context
+from .marks import Listens
+from .messages import Event
+from .unit import Resources, run_unit
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listener that runs here: its stored name, what it calls, and what its mark says."""
+
+    name: str
+    call: Route
+    mark: Listens
+    takes_list: bool = False
+
+
+class Work:
+    """What is done for one delivery, or for a batch of them, in one unit of work.
+
+    current is the delivery that its listener runs for; None before and after that.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        listener: Listener,
+        events: Mapping[str, type[Event]],
+        claimed: Sequence[Delivery],
+    ) -> None:
+        self.current: Delivery | None = None
+        self._resources = resources
+        self._listener = listener
+        self._events = events
+        self._claimed = claimed
+
+    async def run(self) -> None:
+        """Run it and commit. Raises what the listener raises, TimeoutError, LeaseLostError."""
+        seconds = self._listener.mark.policy.timeout
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await run_unit(
+                    self._resources,
+                    self._context(self._claimed[-1]),
+                    self._listen,
+                    self._claimed,
+                    where=self._listener.name,
+                    completion=Completed(self._claimed, self._resources.clock),
+                )
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{self._listener.name} took longer than {seconds} s.") from error
+
+    async def _listen(self, claimed: Sequence[Delivery], bus: Bus) -> None:
+        self.current = None
+        if self._listener.takes_list:
+            await self._listener.call([self._event(one) for one in claimed], bus)
+            return
+        for one in claimed:
+            self.current = one
+            event = self._event(one)
+            await bus.within(self._context(one), self._listener.call, event)
+        self.current = None
+
+    def _event(self, delivery: Delivery) -> Event:
+        return self._events[delivery.name].model_validate(delivery.payload)
+
+    def _context(self, delivery: Delivery) -> Context:
+        return Context.of_delivery(
+            delivery.event_id,
+            delivery.correlation_id,
+            delivery.headers,
+            listener=self._listener.name,
+            run=delivery.run,
+        )

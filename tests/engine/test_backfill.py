@@ -1,0 +1,103 @@
+"""A new listener starts with what is published from now on, or with all that is stored."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+Relays = Callable[[Service], "asyncio.Task[None]"]
+
+HEARS = """
+@listen{}
+async def hear(event: NoteWritten) -> None: seen.append(event.text)
+"""
+
+
+async def write(service: Service, *texts: str) -> None:
+    for text in texts:
+        await service.send(service.shop.messages().Write(text=text))
+
+
+async def with_listener(shop: Shop, start: Start, url: str, options: str) -> Service:
+    shop.forget()
+    notes(shop, listeners=HEARS.format(options))
+    return await start(url)
+
+
+async def test_new_listener_starts_from_now(shop: Shop, start: Start, url: str) -> None:
+    notes(shop)
+    await write(await start(url), "a")
+    service = await with_listener(shop, start, url, "")
+    await write(service, "b")
+    await service.settled()
+    assert shop.seen == ["b"]
+
+
+@pytest.mark.parametrize("ordered", ["", ", ordered=True"])
+async def test_new_listener_starts_at_the_beginning(
+    shop: Shop, start: Start, url: str, ordered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.module("bus.backfill"), "_CHUNK", 2)
+    notes(shop)
+    await write(await start(url), *"abcdefg")
+    service = await with_listener(shop, start, url, f'(start="beginning"{ordered})')
+    await write(service, "h")
+    await service.settled()
+    assert shop.seen == [*"abcdefgh"]
+    assert await service.column("SELECT backfilled_to FROM bus_subscription") == [None]
+    await write(service, "i")
+    await service.settled()
+    assert shop.seen == [*"abcdefghi"]
+
+
+async def test_events_that_were_removed_cannot_be_had(shop: Shop, start: Start, url: str) -> None:
+    notes(shop)
+    service = await start(url)
+    await write(service, "a")
+    await service.write("INSERT INTO bus_log (id, floor) VALUES (1, 1)")
+    with pytest.raises(shop.bus.BusError, match="have been removed"):
+        await with_listener(shop, start, url, '(start="beginning")')
+
+
+@pytest.mark.parametrize("beginning", [False, True])
+async def test_nothing_is_missed_under_load(
+    shop: Shop, start: Start, postgresql_url: str, beginning: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.module("bus.backfill"), "_CHUNK", 20)
+    notes(shop)
+    publishers = [await start(postgresql_url) for _ in range(2)]
+    going = True
+
+    async def publish(number: int) -> None:
+        count = 0
+        while going:
+            count += 1
+            await write(publishers[number % 2], f"{number}-{count}")
+
+    tasks = [asyncio.create_task(publish(number)) for number in range(6)]
+    wanted = shop.module("bus.subscriptions").Wanted
+    subscribe = shop.module("bus.subscriptions").subscribe
+    backfill = shop.module("bus.backfill").backfill
+    database, clock = publishers[0].database, publishers[0].runtime.clock
+    for round_ in range(5):
+        one = wanted(f"notes.l{round_}", (), "notes", ("notes.NoteWritten",), False, beginning)
+        await subscribe(database, [one])
+        while await backfill(database, clock.now()):
+            pass
+    going = False
+    await asyncio.gather(*tasks)
+    missed = await publishers[0].rows(
+        "SELECT s.listener, e.position FROM bus_subscription s CROSS JOIN bus_event e"
+        " LEFT JOIN bus_delivery d ON d.subscription_id = s.id AND d.event_position = e.position"
+        f" WHERE d.id IS NULL AND ({beginning} OR e.position > s.from_position)"
+    )
+    assert missed == []
+    twice = await publishers[0].rows(
+        "SELECT s.listener FROM bus_subscription s JOIN bus_delivery d ON d.subscription_id = s.id"
+        f" WHERE NOT {beginning} AND d.event_position <= s.from_position"
+    )
+    assert twice == []

@@ -1,0 +1,155 @@
+"""Many deliveries in one transaction, for listeners that only touch the database."""
+
+import textwrap
+
+import pytest
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+BATCH = """
+    @listen(batch=10)
+    async def copy(event: NoteWritten, session: AsyncSession, context: Context) -> None:
+        if event.text.startswith("copy"):
+            return
+        seen.append((event.text, context.correlation_id))
+        if event.text.startswith("bad"):
+            raise LookupError(event.text)
+        number = (await session.execute(text(TRANSACTION))).scalar_one()
+        session.add(Note(text="copy of " + event.text))
+        seen.append(number)
+"""
+TRANSACTION = {
+    "sqlite": "SELECT 1",
+    "postgresql": "SELECT CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)",
+}
+
+
+def batching(shop: Shop, url: str, listeners: str = BATCH, **more: str) -> None:
+    statement = f"TRANSACTION = {TRANSACTION[url.partition(':')[0]]!r}\n"
+    notes(shop, listeners=statement + textwrap.dedent(listeners), **more)
+
+
+async def write(service: Service, *texts: str) -> None:
+    for text in texts:
+        await service.send(service.shop.messages().Write(text=text))
+
+
+async def states(service: Service) -> dict[str, list[tuple[str, int]]]:
+    found: dict[str, list[tuple[str, int]]] = {}
+    for one in await service.deliveries():
+        found.setdefault(one.listener, []).append((one.state, one.attempts))
+    return found
+
+
+async def test_deliveries_share_a_transaction_each_in_its_context(
+    shop: Shop, start: Start, url: str
+) -> None:
+    batching(shop, url)
+    service = await start(url)
+    await write(service, *"abcd")
+    await service.settled()
+    assert await service.texts() == sorted([*"abcd", *(f"copy of {x}" for x in "abcd")])
+    transactions = {entry for entry in shop.seen if not isinstance(entry, tuple)}
+    assert len(transactions) == 1
+    events = await service.events()
+    assert [entry for entry in shop.seen if isinstance(entry, tuple)] == [
+        (x, events["abcd".index(x)].correlation_id) for x in "abcd"
+    ]
+
+
+async def test_culprit_drops_out_and_the_rest_is_done(shop: Shop, start: Start, url: str) -> None:
+    batching(shop, url)
+    service = await start(url)
+    await write(service, "a", "bad 1", "b", "bad 2", "c", "bad 3", "bad 4", "d")
+    await service.runtime.relay.work_off()
+    assert await states(service) == {
+        "notes.copy": [
+            ("done", 0),
+            ("pending", 1),
+            ("done", 0),
+            ("pending", 1),
+            ("done", 0),
+            ("pending", 1),
+            ("pending", 1),
+            ("done", 0),
+        ]
+    }
+    assert [text for text in await service.texts() if text.startswith("copy")] == [
+        f"copy of {x}" for x in "abcd"
+    ]
+    # Together three times at most, then one by one.
+    runs = [entry[0] for entry in shop.seen if isinstance(entry, tuple)]
+    assert runs.count("a") == 4
+
+
+async def test_failure_of_the_common_flush_is_found_one_by_one(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(batch=10, retries=0)
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            session.add(Note(text="a" if event.text == "b" else "copy of " + event.text))
+        """,
+    )
+    service = await start(url)
+    await write(service, *"abc")
+    await service.runtime.relay.work_off()
+    assert await states(service) == {"notes.copy": [("done", 0), ("dead", 1), ("done", 0)]}
+    assert await service.texts() == ["a", "b", "c", "copy of a", "copy of c"]
+
+
+async def test_listener_of_a_whole_list(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(batch=3)
+        async def copy(events: list[NoteWritten], session: AsyncSession) -> None:
+            seen.append([event.text for event in events])
+        """,
+    )
+    service = await start(url)
+    await write(service, *"abcde")
+    await service.settled()
+    assert shop.seen == [["a", "b", "c"], ["d", "e"]]
+
+
+async def test_what_a_batch_publishes_belongs_to_its_cause(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(batch=10)
+        async def again(event: NoteWritten, bus: Bus) -> None:
+            if len(event.text) == 1:
+                bus.publish(NoteWritten(text=event.text * 2))
+        """,
+    )
+    service = await start(url)
+    await write(service, "a", "b")
+    await service.settled()
+    a, b, aa, bb = await service.events()
+    assert (aa.payload, aa.correlation_id, aa.causation_id) == (
+        {"text": "aa"},
+        a.correlation_id,
+        a.id,
+    )
+    assert (bb.correlation_id, bb.causation_id) == (b.correlation_id, b.id)
+
+
+@pytest.mark.parametrize(
+    ("mark", "complaint"),
+    [
+        ("@listen\nasync def copy(events: list[NoteWritten])", "@listen(batch=100)"),
+        ("@listen(inline=True, batch=9)\nasync def copy(event: NoteWritten)", "Drop `inline`"),
+        ("@listen(retries=-1)\nasync def copy(event: NoteWritten)", "retries >= 0"),
+        ("@listen(timeout=0)\nasync def copy(event: NoteWritten)", "timeout > 0"),
+    ],
+)
+def test_options_that_do_not_fit(shop: Shop, mark: str, complaint: str) -> None:
+    notes(shop, listeners=f"{mark} -> None: ...\n")
+    assert complaint in shop.refusal(database=shop.database())

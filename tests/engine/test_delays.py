@@ -1,0 +1,103 @@
+"""Events for later: in the log when they are due, unless they are cancelled before."""
+
+import datetime as dt
+
+import pytest
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+RUN = """
+    @handle
+    async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+        for step in command.text.split():
+            match step.partition(":"):
+                case ("later", _, key):
+                    bus.publish(NoteWritten(text=key), after=dt.timedelta(minutes=10))
+                case ("at", _, key):
+                    bus.publish(NoteWritten(text=key), at=dt.datetime(2020, 1, 1))
+                case ("cancel", _, key):
+                    bus.cancel(NoteWritten, key)
+                case ("undone", _, key):
+                    try:
+                        async with bus.savepoint():
+                            bus.cancel(NoteWritten, key)
+                            raise LookupError
+                    except LookupError:
+                        pass
+                case ("fail", _, _):
+                    raise LookupError
+"""
+HEARS = """
+    @listen
+    async def hear(event: NoteWritten) -> None:
+        seen.append(event.text)
+"""
+
+
+async def run(service: Service, steps: str) -> None:
+    await service.send(service.shop.messages().Run(text=steps))
+
+
+async def scheduled(service: Service) -> list[str]:
+    return await service.column("SELECT key FROM bus_scheduled ORDER BY position")
+
+
+@pytest.fixture
+async def service(shop: Shop, start: Start, url: str) -> Service:
+    notes(shop, RUN, listeners=HEARS)
+    return await start(url)
+
+
+async def test_event_for_later_is_delivered_when_it_is_due(shop: Shop, service: Service) -> None:
+    await run(service, "later:a")
+    await service.settled()
+    assert await service.events() == []
+    service.runtime.clock.advance(dt.timedelta(minutes=9))
+    await service.runtime.relay.work_off()
+    assert shop.seen == []
+    service.runtime.clock.advance(dt.timedelta(minutes=2))
+    await service.runtime.relay.work_off()
+    assert shop.seen == ["a"]
+    assert await scheduled(service) == []
+    [event] = await service.events()
+    assert event.correlation_id
+
+
+async def test_cancelled_event_never_happens(shop: Shop, service: Service) -> None:
+    await run(service, "later:a later:b")
+    await run(service, "cancel:a")
+    assert await scheduled(service) == ["b"]
+    service.runtime.clock.advance(dt.timedelta(hours=1))
+    await service.runtime.relay.work_off()
+    assert shop.seen == ["b"]
+
+
+async def test_cancelling_is_in_order_with_publishing(service: Service) -> None:
+    await run(service, "later:a cancel:a")
+    assert await scheduled(service) == []
+    await run(service, "later:a later:b cancel:a later:a")
+    assert await scheduled(service) == ["b", "a"]
+
+
+async def test_cancelling_is_undone_with_its_transaction(service: Service) -> None:
+    await run(service, "later:a")
+    with pytest.raises(LookupError):
+        await run(service, "cancel:a fail:x")
+    await run(service, "undone:a")
+    assert await scheduled(service) == ["a"]
+
+
+async def test_time_without_a_time_zone_is_refused(shop: Shop, service: Service) -> None:
+    with pytest.raises(shop.bus.BusError, match="time zone"):
+        await run(service, "at:a")
+
+
+async def test_cancelling_what_is_in_the_log_does_nothing(shop: Shop, service: Service) -> None:
+    await run(service, "later:a")
+    service.runtime.clock.advance(dt.timedelta(hours=1))
+    await service.runtime.relay._move_due()
+    await run(service, "cancel:a")
+    await service.settled()
+    assert shop.seen == ["a"]

@@ -1,0 +1,175 @@
+"""What failures of a listener lead to, by its settings and by the kind of exception."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+Relays = Callable[[Service], "asyncio.Task[None]"]
+
+
+def failing(shop: Shop, options: str, error: str = "LookupError('no luck')") -> None:
+    notes(
+        shop,
+        listeners=f"""
+        class Down(ConnectionError): ...
+        @listen({options})
+        async def fail(event: NoteWritten) -> None:
+            seen.append(event.text)
+            if not gate("works").is_set():
+                raise {error}
+        """,
+    )
+
+
+async def write(service: Service, *texts: str) -> None:
+    for text in texts:
+        await service.send(service.shop.messages().Write(text=text))
+
+
+async def states(service: Service) -> list[tuple[str, int]]:
+    return [(one.state, one.attempts) for one in await service.deliveries()]
+
+
+async def later(service: Service, **time: float) -> None:
+    service.runtime.clock.advance(dt.timedelta(**time))
+    await service.runtime.relay.work_off()
+
+
+async def test_retries_and_backoff_are_the_listeners(shop: Shop, start: Start, url: str) -> None:
+    failing(shop, "retries=1, backoff=100")
+    service = await start(url)
+    await write(service, "a")
+    await later(service, seconds=1)
+    await later(service, seconds=40)
+    assert await states(service) == [("pending", 1)]
+    await later(service, seconds=61)
+    assert await states(service) == [("dead", 2)]
+    attempts = await service.rows(
+        "SELECT number, error_type, error_message FROM bus_attempt ORDER BY id"
+    )
+    assert [(one.number, one.error_type) for one in attempts] == [
+        (1, "LookupError"),
+        (2, "LookupError"),
+    ]
+    assert all("no luck" in one.error_message for one in attempts)
+
+
+async def test_hopeless_error_is_given_up_at_once(shop: Shop, start: Start, url: str) -> None:
+    failing(shop, "errors={LookupError: GiveUp()}", "KeyError('a kind of LookupError')")
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("dead", 1)]
+
+
+async def test_most_specific_error_decides(shop: Shop) -> None:
+    policy = shop.module("bus.policy")
+    give_up, again = policy.GiveUp(), policy.Retry(3)
+    made = policy.Policy(errors={Exception: give_up, OSError: again})
+    assert made.decide(ConnectionError()) is again
+    assert made.decide(ValueError()) is give_up
+    assert made.decide(asyncio.CancelledError()) == policy.Retry()
+
+
+async def test_error_that_pauses_the_listener(shop: Shop, start: Start, url: str) -> None:
+    failing(shop, "errors={ConnectionError: Pause(300)}", "Down('no answer')")
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    await write(service, "b")
+    await later(service, seconds=200)
+    assert shop.seen == ["a"]
+    # It costs no attempt, and everybody can see it.
+    assert await states(service) == [("pending", 0), ("pending", 0)]
+    [reason] = await service.column("SELECT paused_reason FROM bus_subscription")
+    assert "no answer" in reason
+    shop.gate("works").set()
+    await later(service, seconds=101)
+    await service.settled()
+    assert await states(service) == [("done", 0), ("done", 0)]
+    assert await service.column("SELECT paused_reason FROM bus_subscription") == [None]
+
+
+async def test_listener_for_which_everything_fails_is_paused_and_probed(
+    shop: Shop, start: Start, url: str
+) -> None:
+    failing(shop, "")
+    service = await start(url)
+    await write(service, *(f"{number:02}" for number in range(40)))
+    await service.runtime.relay.work_off()
+    tried = len(shop.seen)
+    assert 10 <= tried < 30
+    await later(service, seconds=20)
+    assert len(shop.seen) == tried
+    # After the pause one delivery finds out whether it works again.
+    await later(service, seconds=15)
+    assert len(shop.seen) == tried + 1
+    await later(service, seconds=40)
+    assert len(shop.seen) == tried + 1
+    shop.gate("works").set()
+    await later(service, minutes=10)
+    await service.settled()
+    assert {state for state, _ in await states(service)} == {"done"}
+
+
+async def test_pause_by_a_person_is_not_shortened(shop: Shop, start: Start, url: str) -> None:
+    failing(shop, "")
+    service = await start(url)
+    far = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+    subscription = shop.tables.subscription
+    await service.write(subscription.update().values(paused_until=far, paused_reason="by hand"))
+    [number] = await service.column("SELECT id FROM bus_subscription")
+    await service.runtime.relay._claims.pause(number, 30, "everything failed")
+    await service.runtime.relay._claims.end_probation(number)
+    assert await service.column("SELECT paused_reason FROM bus_subscription") == ["by hand"]
+    await write(service, "a")
+    await later(service, days=1)
+    assert shop.seen == []
+
+
+async def test_listener_that_hangs_is_cut_off(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(timeout=0.05, retries=0)
+        async def hang(event: NoteWritten, session: AsyncSession) -> None:
+            session.add(Note(text="never"))
+            await session.flush()
+            await gate("never").wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    [delivery] = await service.deliveries()
+    assert (delivery.state, delivery.error_type) == ("dead", "TimeoutError")
+    assert "notes.hang took longer than 0.05 s" in delivery.error_message
+    assert await service.texts() == ["a"]
+    assert service.in_use() == 0
+
+
+async def test_message_id_is_the_same_at_each_attempt(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def call(event: NoteWritten, context: Context) -> None:
+            seen.append((event.text, context.message_id))
+            if len(seen) < 2:
+                raise LookupError
+        """,
+    )
+    service = await start(url)
+    await write(service, "a", "b")
+    await later(service, seconds=0)
+    await later(service, seconds=5)
+    ids = {text: {given for name, given in shop.seen if name == text} for text in "ab"}
+    assert len(shop.seen) == 3
+    assert len(ids["a"]) == len(ids["b"]) == 1
+    assert ids["a"] != ids["b"]
