@@ -494,3 +494,55 @@ async def test_event_published_from_outside_is_delivered(
     await service.runtime.publish(shop.contracts().NoteWritten(text=str(uuid4())))
     await service.settled()
     assert len(shop.seen) == 1
+
+
+CALLS = """
+    @listen
+    async def call(event: NoteWritten, session: AsyncSession) -> None:
+        await gate("answer").wait()
+        session.add(Note(text="answer to " + event.text))
+"""
+
+
+async def test_listener_that_waits_for_others_holds_up_nobody(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners=CALLS + REACTS,
+    )
+    service = await start(url)
+    relays(service)
+    await write(service, *"abc")
+    await until(lambda: len(shop.seen) == 3)
+    await write(service, "d")
+    shop.gate("answer").set()
+    await service.settled()
+    assert len([text for text in await service.texts() if text.startswith("answer")]) == 4
+
+
+async def test_one_delivery_at_a_time_writes_to_sqlite(
+    shop: Shop, start: Start, sqlite_url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def slow(event: NoteWritten, session: AsyncSession) -> None:
+            await session.execute(text("SELECT 1"))
+            seen.append(event.text)
+            await gate("go").wait()
+        """,
+    )
+    service = await start(sqlite_url)
+    await write(service, *"abc")
+    relays(service)
+    await until(lambda: bool(shop.seen))
+    # The request is next, whatever else is to be delivered.
+    sent = asyncio.create_task(write(service, "d"))
+    await until(lambda: service.database.turn.locked())
+    shop.gate("go").set()
+    await sent
+    assert len(shop.seen) <= 2
+    await service.settled()
+    assert sorted(shop.seen) == [*"abcd"]

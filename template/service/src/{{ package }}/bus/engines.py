@@ -1,5 +1,6 @@
 """The database as two engines: one that writes, one that cannot."""
 
+import asyncio
 import sqlite3
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,9 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        # On SQLite one delivery at a time queues for the only writer: requests need not wait for
+        # more than one.
+        self.turn = asyncio.Lock()
         self.url = _async_url(url)
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":

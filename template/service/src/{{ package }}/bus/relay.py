@@ -37,10 +37,9 @@ _TICKS_BETWEEN_CHECKS = 3
 class RelayOptions:
     """How a worker works. All times are in seconds.
 
-    at_once: listeners that run at the same time (PostgreSQL; on SQLite it is one, which leaves
-    every other turn of the only writer to the requests). lease: how long after its death a worker's
-    deliveries are taken over. poll: how often it looks without being woken. grace: how long running
-    listeners may take when the worker is to stop.
+    at_once: listeners that run at the same time; on SQLite only one of them is in a transaction.
+    lease: how long after its death a worker's deliveries are taken over. poll: how often it looks
+    without being woken. grace: how long running listeners may take when the worker is to stop.
     """
 
     at_once: int = 8
@@ -162,10 +161,6 @@ class Relay:
             raise BusError("This bus was built without a database: there is nothing to deliver.")
         return self._resources.database
 
-    @property
-    def _at_once(self) -> int:
-        return 1 if self._database.dialect == "sqlite" else self._options.at_once
-
     async def _advance(self) -> bool:
         """Take the next step; whether there may be another one to take at once."""
         if self._suspects:
@@ -191,7 +186,7 @@ class Relay:
         ]
 
     def _claim_size(self, subscription: int) -> int:
-        return 4 * max(self._at_once, self._here[subscription].mark.batch)
+        return 4 * max(self._options.at_once, self._here[subscription].mark.batch)
 
     async def _wait(self) -> None:
         """Until somebody wakes it, a delivery is done, or the next is due."""
@@ -220,13 +215,17 @@ class Relay:
 
     def _start(self) -> None:
         """Run what is claimed, as far as there is room, each listener in turn."""
-        most = self._at_once if len(self._here) == 1 else max(1, self._at_once * 3 // 4)
+        most = (
+            self._options.at_once
+            if len(self._here) == 1
+            else max(1, self._options.at_once * 3 // 4)
+        )
         progress = not self._stopping
-        while progress and len(self._running) < self._at_once:
+        while progress and len(self._running) < self._options.at_once:
             progress = False
             for subscription, ready in self._ready.items():
                 busy = sum(one == subscription for one in self._running.values())
-                if ready and busy < most and len(self._running) < self._at_once:
+                if ready and busy < most and len(self._running) < self._options.at_once:
                     self._begin(subscription, _take(ready, self._here[subscription].mark.batch))
                     progress = True
 

@@ -1,10 +1,13 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
-from typing import NoReturn
+import asyncio
+from typing import Any, NoReturn
 
 from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from .errors import BusError
 from .recording import EventLog, RecordingSession, use_log
@@ -12,14 +15,32 @@ from .recording import EventLog, RecordingSession, use_log
 _ENDS = "bus_unit_ends"
 
 
+class _TurnTakingSession(RecordingSession):
+    """Waits for its turn, if it has to, before its first statement."""
+
+    turn: asyncio.Lock | None = None
+    has_turn = False
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        if self.turn is not None and not self.has_turn:
+            await_only(self.turn.acquire())
+            self.has_turn = True
+        return super().get_bind(*arguments, **options)
+
+
 class UnitSession(AsyncSession):
     """An AsyncSession that refuses what would end or split its unit of work."""
 
-    sync_session_class = RecordingSession
+    sync_session_class = _TurnTakingSession
+    sync_session: _TurnTakingSession
 
-    def __init__(self, engine: AsyncEngine, log: EventLog) -> None:
+    def __init__(
+        self, engine: AsyncEngine, log: EventLog, turn: asyncio.Lock | None = None
+    ) -> None:
+        """turn is held from the first statement to the end of the unit."""
         # Whoever still holds it when the unit is over cannot begin a transaction that nobody ends.
         super().__init__(engine, expire_on_commit=False, close_resets_only=False)
+        self.sync_session.turn = turn
         use_log(self.sync_session, log)
 
     async def commit(self) -> NoReturn:
@@ -47,7 +68,13 @@ class UnitSession(AsyncSession):
 
     async def close_unit(self) -> None:
         """Roll back what is not committed and give the connection back; for the unit of work."""
-        await super().close()
+        try:
+            await super().close()
+        finally:
+            session = self.sync_session
+            if session.turn is not None and session.has_turn:
+                session.turn.release()
+                session.has_turn = False
 
 
 def _before_commit(session: Session) -> None:

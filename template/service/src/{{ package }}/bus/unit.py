@@ -140,7 +140,8 @@ class UnitOfWork:
             if database is None:
                 raise BusError("This bus was built without a database.")
             engine = database.reader if self._readonly else database.writer
-            self._session = UnitSession(engine, self.log)
+            in_turn = self._completion is not None and database.dialect == "sqlite"
+            self._session = UnitSession(engine, self.log, database.turn if in_turn else None)
         return self._session
 
     async def run(self, call: Route, message: object) -> Any:
