@@ -6,6 +6,7 @@ with a DATABASE_URL of one that runs.
 """
 
 import asyncio
+import datetime as dt
 import os
 import shutil
 import tempfile
@@ -60,6 +61,11 @@ class Service:
     async def settled(self) -> None:
         """Wait until all deliveries are done; fails with what happened if they do not get done."""
         await self.runtime.settled()
+
+    async def later(self, by: dt.timedelta) -> None:
+        """Let time pass for what is due later, and deliver what is due then, once."""
+        self.runtime.clock.advance(by)
+        await self.runtime.relay.work_off()
 
     async def published(self, kind: type[E]) -> Sequence[E]:
         """All events of this kind so far, in order."""
