@@ -141,6 +141,24 @@ async def test_what_a_batch_publishes_belongs_to_its_cause(
     assert (bb.correlation_id, bb.causation_id) == (b.correlation_id, b.id)
 
 
+async def test_batch_listener_that_cancels_itself_has_failed(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(batch=10, retries=0)
+        async def cancel(event: NoteWritten, session: AsyncSession) -> None:
+            if event.text == "b":
+                raise asyncio.CancelledError
+        """,
+    )
+    service = await start(url)
+    await write(service, *"abc")
+    await service.runtime.relay.work_off()
+    assert await states(service) == {"notes.cancel": [("done", 0), ("dead", 1), ("done", 0)]}
+
+
 @pytest.mark.parametrize(
     ("mark", "complaint"),
     [

@@ -159,6 +159,34 @@ async def test_leases_of_what_runs_are_renewed(
     assert await states(service) == [("done", 0)]
 
 
+async def test_failure_that_could_not_be_recorded_frees_the_delivery(
+    shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(event.text)
+            if len(seen) == 1:
+                raise LookupError
+        """,
+    )
+    service = await start(url, relay=options(shop, lease=0.1, poll=0.05))
+    claims = service.runtime.relay._claims
+
+    async def away(*_: Any, **__: Any) -> None:
+        monkeypatch.undo()
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(claims, "fail", away)
+    await write(service, "a")
+    relays(service)
+    await until(lambda: len(shop.seen) == 2)
+    await service.settled()
+    assert await states(service) == [("done", 1)]
+
+
 async def test_stop_cuts_off_what_takes_longer_than_the_grace(
     shop: Shop, start: Start, url: str, relays: Relays
 ) -> None:

@@ -163,10 +163,16 @@ class Claims:
         async with self._database.writer.begin() as connection:
             await connection.execute(_mine(claimed).values(state="pending", token=None))
 
-    async def renew(self) -> None:
-        """Keep all that this worker holds for another while."""
+    async def renew(self, claimed: Sequence[int]) -> None:
+        """Keep these for another while, by their ids, as far as they are still this worker's.
+
+        Not all that it once claimed: what could not be recorded is to be freed in the end.
+        """
+        if not claimed:
+            return
+        mine = self._held().where(tables.delivery.c.id.in_(claimed))
         async with self._database.writer.begin() as connection:
-            await connection.execute(self._held().values(lease_until=from_now(self.lease)))
+            await connection.execute(mine.values(lease_until=from_now(self.lease)))
 
     def _held(self) -> sa.Update:
         delivery = tables.delivery

@@ -74,7 +74,7 @@ class Relay:
         self._package = __package__.rpartition(".")[0]
         self._here: dict[int, Listener] = {}
         self._ready: dict[int, deque[Delivery]] = defaultdict(deque)
-        self._running: dict[asyncio.Task[None], int] = {}
+        self._running: dict[asyncio.Task[None], list[Delivery]] = {}
         # Subscriptions of which nothing more was due when they were looked at last.
         self._dry: set[int] = set()
         self._wakes = 0
@@ -224,14 +224,15 @@ class Relay:
         while progress and len(self._running) < self._options.at_once:
             progress = False
             for subscription, ready in self._ready.items():
-                busy = sum(one == subscription for one in self._running.values())
+                busy = sum(one[0].subscription_id == subscription for one in self._running.values())
                 if ready and busy < most and len(self._running) < self._options.at_once:
-                    self._begin(subscription, _take(ready, self._here[subscription].mark.batch))
+                    self._begin(_take(ready, self._here[subscription].mark.batch))
                     progress = True
 
-    def _begin(self, subscription: int, claimed: list[Delivery]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._deliver(self._here[subscription], claimed))
-        self._running[task] = subscription
+    def _begin(self, claimed: list[Delivery]) -> asyncio.Task[None]:
+        listener = self._here[claimed[0].subscription_id]
+        task = asyncio.create_task(self._deliver(listener, claimed))
+        self._running[task] = claimed
         task.add_done_callback(self._done)
         return task
 
@@ -251,7 +252,7 @@ class Relay:
         found = await self._claims.claim(self._here, 1, suspects=True)
         self._suspects = bool(found)
         for one in found:
-            await self._begin(one.subscription_id, [one])
+            await self._begin([one])
         return True
 
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
@@ -262,13 +263,15 @@ class Relay:
             work = Work(self._resources, listener, self._events, claimed)
             try:
                 await work.run()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 culprit = work.current
+                _reraise_if_stopped()
                 if culprit is None:
                     break
                 await self._failed(listener, culprit, error)
                 claimed = [one for one in claimed if one is not culprit]
             else:
+                log.info("events delivered", listener=listener.name, count=len(claimed))
                 return await self._succeeded(listener, claimed)
         for one in claimed:
             await self._deliver_alone(listener, one)
@@ -286,9 +289,7 @@ class Relay:
             except LeaseLostError:
                 log.warning("listener rolled back: another worker has the delivery by now")
             except (Exception, asyncio.CancelledError) as error:
-                # Of a listener that cancels itself, only the listener has failed.
-                if (task := asyncio.current_task()) and task.cancelling():
-                    raise
+                _reraise_if_stopped()
                 await self._failed(listener, delivery, error)
             else:
                 await self._succeeded(listener, [delivery])
@@ -354,8 +355,8 @@ class Relay:
         """Keep the leases of what runs; take over what dead workers held; tell that this lives."""
         for tick in itertools.count():
             try:
-                if self._running or any(self._ready.values()):
-                    await self._claims.renew()
+                held = [*self._ready.values(), *self._running.values()]
+                await self._claims.renew([one.id for claimed in held for one in claimed])
                 if tick % _TICKS_BETWEEN_CHECKS == 0:
                     await self._check_others()
             except Exception as error:
@@ -392,6 +393,12 @@ class Relay:
             if late:
                 log.warning("listeners were cut off and given back", count=len(late))
                 await asyncio.wait(late)
+
+
+def _reraise_if_stopped() -> None:
+    """In an except clause: of a listener that cancels itself, only the listener has failed."""
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise
 
 
 def _take(ready: deque[Delivery], batch: int) -> list[Delivery]:
