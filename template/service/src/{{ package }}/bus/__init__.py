@@ -2,7 +2,7 @@
 
 from .bus import Bus, QueryBus
 from .context import Context, User
-from .errors import BusError, UnitDoomedError, WiringError
+from .errors import BusError, IdempotencyKeyError, UnitDoomedError, WiringError
 from .marks import Proceed, guard, handle, listen
 from .messages import Command, Event, Message, Query, View
 
@@ -12,6 +12,7 @@ __all__ = [
     "Command",
     "Context",
     "Event",
+    "IdempotencyKeyError",
     "Message",
     "Proceed",
     "Query",

@@ -1,6 +1,7 @@
 """The bus, put together: build it, open it, take one Bus for each request from it."""
 
 import asyncio
+import datetime as dt
 import importlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from .context import Context
 from .discovery import Slice, find_slices
 from .engines import Database
 from .errors import WiringError
+from .idempotency import LIFETIME, KeyedBus
 from .messages import Event
 from .outbox import Outbox
 from .relay import Delivery, Relay
@@ -28,7 +30,13 @@ from .wiring import Wiring, check
 class Runtime:
     """A wired bus. `async with runtime:` opens its services and writes its subscriptions."""
 
-    def __init__(self, catalog: Catalog, wiring: Wiring, database: Database | None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        wiring: Wiring,
+        database: Database | None,
+        key_lifetime: dt.timedelta = LIFETIME,
+    ) -> None:
         self.catalog = catalog
         self.wiring = wiring
         self.database = database
@@ -37,6 +45,7 @@ class Runtime:
         self._resources = Resources(self._routes.messages, self._routes.inline, outbox, database)
         self.relay = Relay(self._resources, self._routes.listeners, _events_by_name(catalog))
         self._resources.on_commit = self.relay.wake
+        self._key_lifetime = key_lifetime
         self._open = AsyncExitStack()
 
     @property
@@ -50,8 +59,13 @@ class Runtime:
         modules = [m for one in self.slices for m in self.catalog.modules[one.name]]
         return [m.router for m in modules if m.__name__.endswith(".router")]
 
-    def bus(self, context: Context | None = None) -> Bus:
-        """A bus for one request; each send on it is a unit of work of its own."""
+    def bus(self, context: Context | None = None, idempotency_key: str | None = None) -> Bus:
+        """A bus for one request; each send on it is a unit of work of its own.
+
+        With an idempotency key, each command is sent under it: see Bus.send.
+        """
+        if idempotency_key is not None:
+            return KeyedBus(self._routes.messages, context or Context(), idempotency_key)
         return Bus(self._routes.messages, context or Context())
 
     async def publish(self, *events: Event) -> None:
@@ -69,7 +83,7 @@ class Runtime:
             stack.push_async_callback(services.container.close)
             needed = set(self.wiring.needed_services())
             constants = {one: await services.of_application(one) for one in needed}
-            fill(self._resources, self._routes, self.wiring, constants)
+            fill(self._resources, self._routes, self.wiring, constants, self._key_lifetime)
             if self.database is not None:
                 async with self.database.writer.begin() as connection:
                     wanted = wanted_by(self.catalog)
@@ -111,12 +125,14 @@ def build(
     settings: Sequence[BaseSettings] = (),
     slices: Collection[str] | None = None,
     overrides: Mapping[type, object] | None = None,
+    key_lifetime: dt.timedelta = LIFETIME,
 ) -> Runtime:
     """Find, check and wire the slices of a service.
 
     package is the service's, such as 'shop'. slices names those that run here (all, if None). The
     functions of the others do not run, but their subscriptions are written. overrides replaces
-    services by type, in tests. Raises WiringError with everything that does not fit.
+    services by type, in tests. key_lifetime is how long idempotency keys are known. Raises
+    WiringError with everything that does not fit.
     """
     found = find_slices(package)
     catalog = read(found, _service_modules(package))
@@ -126,7 +142,7 @@ def build(
     wiring = check(active, services)
     if database is None and (stored := wanted_by(active)):
         raise WiringError(f"{stored[0].listener} listens to stored events, which need a database.")
-    return Runtime(catalog, wiring, database)
+    return Runtime(catalog, wiring, database, key_lifetime)
 
 
 def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from .bus import Bus, Route
+from .bus import Bus, Route, RouteTable
 from .context import Context
 from .engines import LEFT_READONLY, Database
 from .errors import BusError, UnitDoomedError
@@ -37,7 +37,7 @@ _SLOW_WRITE_SECONDS = 0.25
 class Resources:
     """What every unit of work of one bus uses."""
 
-    routes: Mapping[type, Route]
+    routes: RouteTable
     inline: Mapping[type[Event], Sequence[Route]]
     outbox: Outbox
     database: Database | None
