@@ -153,16 +153,14 @@ async def remove_expired(connection: AsyncConnection, now: dt.datetime, limit: i
 
     The caller commits. Keys that a command is about to use again are left alone.
     """
-    expired = keys.c.expires_at <= now
     oldest = (
         sa.select(*keys.primary_key)
-        .where(expired)
+        .where(keys.c.expires_at <= now)
         .order_by(keys.c.expires_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    # `expired` once more: a row may have been taken over since the oldest were selected.
-    removed = sa.delete(keys).where(sa.tuple_(*keys.primary_key).in_(oldest), expired)
+    removed = sa.delete(keys).where(sa.tuple_(*keys.primary_key).in_(oldest))
     return (await connection.execute(removed)).rowcount
 
 
