@@ -1,6 +1,7 @@
 """Puts the service together: settings, database, bus and HTTP."""
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -8,9 +9,8 @@ import structlog
 from fastapi import FastAPI, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from .base import auth, logs, problems
+from .base import auth, http, logs, problems
 from .base.branches import Branches
-from .base.http import RequestContext
 from .bus.engines import Database
 from .bus.runtime import Runtime, build
 from .settings import Settings
@@ -28,6 +28,7 @@ def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = 
         settings=[settings],
         slices=settings.slices,
         overrides=overrides,
+        key_lifetime=dt.timedelta(hours=settings.idempotency_hours),
     )
 
 
@@ -94,7 +95,7 @@ def create_app(
     for router in runtime.routers:
         app.include_router(router)
     _add_probes(app, runtime)
-    app.add_middleware(RequestContext)
+    http.install(app)
     return app
 
 

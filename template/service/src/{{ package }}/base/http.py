@@ -1,4 +1,4 @@
-"""Between HTTP and the bus: who asks, under which correlation id, and what a list looks like."""
+"""Between HTTP and the bus: who asks, under which ids, and what a list looks like."""
 
 import re
 import time
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Header, Request
 from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,18 +21,56 @@ T = TypeVar("T")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PROBES = {"/healthz", "/readyz"}
+_IDEMPOTENCY_KEY = "Idempotency-Key"
+_READING = {"GET", "HEAD"}
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-async def bus_of(request: Request, user: Annotated[User | None, Depends(user_of)]) -> Bus:
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=_IDEMPOTENCY_KEY,
+        description="Send a request again under its key, such as a UUID, and it takes effect once:"
+        " the answer is that to the first. 1 to 200 printable ASCII characters.",
+    ),
+]
+
+
+async def bus_of(
+    request: Request,
+    user: Annotated[User | None, Depends(user_of)],
+    idempotency_key: IdempotencyKey = None,
+) -> Bus:
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
-    bus: Bus = request.app.state.runtime.bus(context)
+    key = None if request.method in _READING else idempotency_key
+    bus: Bus = request.app.state.runtime.bus(context, key)
     return bus
 
 
 BusDep = Annotated[Bus, Depends(bus_of)]
+
+
+def install(app: FastAPI) -> None:
+    """Give requests their context, and let OpenAPI show idempotency keys only where they count."""
+    app.add_middleware(RequestContext)
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        for path in document.get("paths", {}).values():
+            for method in {"get", "head"} & set(path):
+                _leave_out_the_key(path[method])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _leave_out_the_key(operation: dict[str, Any]) -> None:
+    parameters = operation.pop("parameters", [])
+    if others := [one for one in parameters if one.get("name") != _IDEMPOTENCY_KEY]:
+        operation["parameters"] = others
 
 
 class Page(BaseModel, Generic[T]):

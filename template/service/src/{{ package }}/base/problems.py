@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
+from ..bus import IdempotencyKeyError
 from .errors import Conflict, Invalid, ProblemError
 
 _MEDIA_TYPE = "application/problem+json"
@@ -50,6 +51,7 @@ def install(app: FastAPI) -> None:
     """
     app.add_exception_handler(ProblemError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(IdempotencyKeyError, _bad_key)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(StaleDataError, _stale)
     app.add_exception_handler(IntegrityError, _integrity)
@@ -102,6 +104,10 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     ]
     detail = "The request does not have the expected form; errors says where and why."
     return _problem(request, 422, "Invalid", detail, errors=errors)
+
+
+async def _bad_key(request: Request, error: Exception) -> JSONResponse:
+    return _problem(request, Invalid.status, Invalid.title, str(error))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -2,7 +2,7 @@
 
 from .bus import Bus, QueryBus
 from .context import Context, User
-from .errors import BusError, UnitDoomedError, WiringError
+from .errors import BusError, IdempotencyKeyError, UnitDoomedError, WiringError
 from .marks import Proceed, guard, handle, listen
 from .messages import Command, Event, Message, Query, View
 from .policy import GiveUp, Pause, Retry
@@ -14,6 +14,7 @@ __all__ = [
     "Context",
     "Event",
     "GiveUp",
+    "IdempotencyKeyError",
     "Message",
     "Pause",
     "Proceed",

@@ -1,7 +1,7 @@
 """What handlers, listeners and routers hold: send a message, publish an event."""
 
 import datetime as dt
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,28 @@ R = TypeVar("R")
 Route = Callable[[Any, "Bus"], Coroutine[Any, Any, Any]]
 """What a message's type leads to: guards, unit of work and handler, wired when the bus is built."""
 
+KeyedRoute = Callable[[Any, "Bus", str], Coroutine[Any, Any, Any]]
+"""The same for a command that is sent with an idempotency key."""
+
+
+class RouteTable(dict[type, Route]):
+    """The routes by type of message; what is not there is explained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keyed: dict[type, KeyedRoute] = {}
+
+    def __missing__(self, message: type) -> Route:
+        raise BusError(
+            f"{message.__name__} is no command or query of a slice that runs here. Slices answer"
+            " only their own messages: from another one, listen to an event of its contracts.py."
+        )
+
+    def send_keyed(self, message: Any, bus: "Bus", key: str) -> Coroutine[Any, Any, Any]:
+        """Take the route for messages with a key; queries, which change nothing, have none."""
+        keyed = self.keyed.get(type(message))
+        return keyed(message, bus, key) if keyed else self[type(message)](message, bus)
+
 
 class QueryBus:
     """A bus that only asks. Each handler gets one of its own, bound to its unit of work."""
@@ -27,7 +49,7 @@ class QueryBus:
 
     def __init__(
         self,
-        routes: Mapping[type, Route],
+        routes: RouteTable,
         context: Context,
         unit: "UnitOfWork | None" = None,
         depth: int = 0,
@@ -60,13 +82,20 @@ class Bus(QueryBus):
 
     __slots__ = ()
 
-    def send(self, command: Command[R]) -> Coroutine[Any, Any, R]:
+    def send(
+        self, command: Command[R], *, idempotency_key: str | None = None
+    ) -> Coroutine[Any, Any, R]:
         """Await what the command's handler returns; it is committed by then.
+
+        Under an idempotency key the user's same command runs once, and is answered with the first
+        result when it is sent again. Raises IdempotencyKeyError if it came with other data before.
 
         Raises what the handler or a guard raises, and BusError if the bus is used wrongly. Within
         a unit of work a failed send dooms the whole unit, unless it was sent in a `savepoint()`.
         """
-        return self._routes[type(command)](command, self)
+        if idempotency_key is None:
+            return self._routes[type(command)](command, self)
+        return self._routes.send_keyed(command, self, idempotency_key)
 
     def publish(
         self,

@@ -1,4 +1,4 @@
-"""What the bus raises: at start-up (WiringError) and while messages run (BusError)."""
+"""What the bus raises: at start-up (WiringError) and while messages run (the others)."""
 
 
 class WiringError(Exception):
@@ -7,6 +7,10 @@ class WiringError(Exception):
 
 class BusError(RuntimeError):
     """The bus was used in a way that would lose or corrupt something; says what to do instead."""
+
+
+class IdempotencyKeyError(ValueError):
+    """Whoever sent a command chose a bad idempotency key, or reused one; the message tells them."""
 
 
 class UnitDoomedError(BusError):

@@ -1,30 +1,22 @@
 """Turns the wiring into one route per message: guards, unit of work, handler, in one closure."""
 
-from collections.abc import Mapping
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .bus import Bus, Route
+from .bus import Bus, KeyedRoute, Route, RouteTable
 from .catalog import event_types, takes_list
 from .errors import BusError
+from .idempotency import LIFETIME, Once, check_key
 from .injection import Source, bind, getters_of, passing
 from .marks import Listens, Proceed
-from .messages import Command, Event, Query
+from .messages import Event, Query
 from .services import Services
 from .unit import Resources, run_unit
-from .wiring import Wired, Wiring
+from .wiring import Wired, Wiring, result_type
 from .work import Listener
-
-
-class RouteTable(dict[type, Route]):
-    """The routes by type of message; what is not there is explained."""
-
-    def __missing__(self, message: type) -> Route:
-        raise BusError(
-            f"{message.__name__} is no command or query of a slice that runs here. Slices answer"
-            " only their own messages: from another one, listen to an event of its contracts.py."
-        )
 
 
 @dataclass(slots=True)
@@ -37,11 +29,24 @@ class Routes:
 
 
 def fill(
-    resources: Resources, routes: Routes, wiring: Wiring, constants: Mapping[Any, object]
+    resources: Resources,
+    routes: Routes,
+    wiring: Wiring,
+    constants: Mapping[Any, object],
+    key_lifetime: dt.timedelta = LIFETIME,
 ) -> None:
     """Make the routes; constants holds the application's services by type."""
     for command, wired in wiring.handlers.items():
-        routes.messages[command] = _route(resources, wiring, command, wired, constants)
+        guards = wiring.guards_of(command)
+        guarded = partial(_behind_guards, guards, constants, wiring.services)
+        call, where = bind(wired.plan, constants, wiring.services), wired.marked.where
+        needs_unit = any(one.plan.needs_unit for one in (wired, *guards))
+        route = _query_route if issubclass(command, Query) else _command_route
+        routes.messages[command] = route(resources, guarded(call), where, needs_unit=needs_unit)
+        if not issubclass(command, Query):
+            name = f"{wiring.catalog.commands[command].name}.{command.__name__}"
+            once = Once(name, result_type(command), key_lifetime)
+            routes.messages.keyed[command] = _keyed_route(resources, once, call, guarded, where)
     for name, wired in wiring.listeners.items():
         call = _listener(wired, bind(wired.plan, constants, wiring.services))
         mark = wired.marked.mark
@@ -51,23 +56,6 @@ def fill(
                 routes.inline.setdefault(event, []).append(call)
         else:
             routes.listeners[name] = Listener(name, call, mark, takes_list(wired.plan.message))
-
-
-def _route(
-    resources: Resources,
-    wiring: Wiring,
-    command: type[Command[Any]],
-    wired: Wired,
-    constants: Mapping[Any, object],
-) -> Route:
-    call = bind(wired.plan, constants, wiring.services)
-    guards = wiring.guards_of(command)
-    for guard in reversed(guards):
-        call = _guarded(call, guard, constants, wiring.services)
-    needs_unit = any(one.plan.needs_unit for one in (wired, *guards))
-    if issubclass(command, Query):
-        return _query_route(resources, call, wired.marked.where, needs_unit=needs_unit)
-    return _command_route(resources, call, wired.marked.where, needs_unit=needs_unit)
 
 
 def _command_route(resources: Resources, call: Route, where: str, *, needs_unit: bool) -> Route:
@@ -87,6 +75,28 @@ def _command_route(resources: Resources, call: Route, where: str, *, needs_unit:
     return route_in_unit
 
 
+def _keyed_route(
+    resources: Resources,
+    once: Once,
+    call: Route,
+    guarded: Callable[[Route], Route],
+    where: str,
+) -> KeyedRoute:
+    def route(message: Any, bus: Bus, key: str) -> Any:
+        if bus._unit is not None:
+            raise BusError(
+                f"{type(message).__name__} was sent with an idempotency key within a unit of work,"
+                " which commits or fails as one: give the key to the outermost send."
+            )
+        check_key(key)
+        once.storable()
+        # The guards decide first, whether the handler runs or its first result is given again.
+        run = guarded(partial(once.run, call, key))
+        return run_unit(resources, bus.context, run, message, where=where)
+
+    return route
+
+
 def _query_route(resources: Resources, call: Route, where: str, *, needs_unit: bool) -> Route:
     if not needs_unit:
         return call
@@ -97,6 +107,14 @@ def _query_route(resources: Resources, call: Route, where: str, *, needs_unit: b
         return run_unit(resources, bus.context, call, message, readonly=True, where=where)
 
     return route
+
+
+def _behind_guards(
+    guards: Sequence[Wired], constants: Mapping[Any, object], services: Services, call: Route
+) -> Route:
+    for guard in reversed(guards):
+        call = _guarded(call, guard, constants, services)
+    return call
 
 
 def _guarded(

@@ -1,6 +1,7 @@
 """The bus, put together: build it, open it, take one Bus for each request from it."""
 
 import asyncio
+import datetime as dt
 import importlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from .context import Context
 from .discovery import Slice, find_slices
 from .engines import Database
 from .errors import WiringError
+from .idempotency import LIFETIME, KeyedBus
 from .messages import Event
 from .outbox import Outbox
 from .relay import Relay, RelayOptions
@@ -36,6 +38,7 @@ class Runtime:
         wiring: Wiring,
         database: Database | None,
         options: RelayOptions,
+        key_lifetime: dt.timedelta = LIFETIME,
     ) -> None:
         self.clock = Clock()
         self.catalog = catalog
@@ -49,6 +52,7 @@ class Runtime:
         events = _events_by_name(catalog)
         self.relay = Relay(self._resources, self._routes.listeners, events, options)
         self._resources.on_commit = self.relay.committed
+        self._key_lifetime = key_lifetime
         self._open = AsyncExitStack()
 
     @property
@@ -62,8 +66,13 @@ class Runtime:
         modules = [m for one in self.slices for m in self.catalog.modules[one.name]]
         return [m.router for m in modules if m.__name__.endswith(".router")]
 
-    def bus(self, context: Context | None = None) -> Bus:
-        """A bus for one request; each send on it is a unit of work of its own."""
+    def bus(self, context: Context | None = None, idempotency_key: str | None = None) -> Bus:
+        """A bus for one request; each send on it is a unit of work of its own.
+
+        With an idempotency key, each command is sent under it: see Bus.send.
+        """
+        if idempotency_key is not None:
+            return KeyedBus(self._routes.messages, context or Context(), idempotency_key)
         return Bus(self._routes.messages, context or Context())
 
     async def publish(self, *events: Event) -> None:
@@ -81,7 +90,7 @@ class Runtime:
             stack.push_async_callback(services.container.close)
             needed = set(self.wiring.needed_services())
             constants = {one: await services.of_application(one) for one in needed}
-            fill(self._resources, self._routes, self.wiring, constants)
+            fill(self._resources, self._routes, self.wiring, constants, self._key_lifetime)
             if self.database is not None:
                 wanted = wanted_by(self.catalog)
                 self.relay.use(wanted, await subscribe(self.database, wanted))
@@ -124,13 +133,14 @@ def build(
     slices: Collection[str] | None = None,
     overrides: Mapping[type, object] | None = None,
     relay: RelayOptions | None = None,
+    key_lifetime: dt.timedelta = LIFETIME,
 ) -> Runtime:
     """Find, check and wire the slices of a service.
 
     package is the service's, such as 'shop'. slices names those that run here (all, if None). The
     functions of the others do not run, but their subscriptions are written. overrides replaces
-    services by type, in tests; relay says how events are delivered. Raises WiringError with
-    everything that does not fit.
+    services by type, in tests; relay says how events are delivered, key_lifetime how long
+    idempotency keys are known. Raises WiringError with everything that does not fit.
     """
     found = find_slices(package)
     catalog = read(found, _service_modules(package))
@@ -140,7 +150,7 @@ def build(
     wiring = check(active, services)
     if database is None and (stored := wanted_by(active)):
         raise WiringError(f"{stored[0].listener} listens to stored events, which need a database.")
-    return Runtime(catalog, wiring, database, relay or RelayOptions())
+    return Runtime(catalog, wiring, database, relay or RelayOptions(), key_lifetime)
 
 
 def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:

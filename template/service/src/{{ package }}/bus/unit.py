@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .bus import Bus, Route
+from .bus import Bus, Route, RouteTable
 from .clock import Clock
 from .context import Context
 from .engines import LEFT_READONLY, Database
@@ -40,7 +40,7 @@ _SLOW_WRITE_SECONDS = 0.25
 class Resources:
     """What every unit of work of one bus uses."""
 
-    routes: Mapping[type, Route]
+    routes: RouteTable
     inline: Mapping[type[Event], Sequence[Route]]
     outbox: Outbox
     database: Database | None
