@@ -65,7 +65,7 @@ async def edit(
     return event_id
 
 
-async def _failed(connection: AsyncConnection, delivery_id: int) -> sa.Row[Any]:
+async def _failed(connection: AsyncConnection, delivery_id: int) -> sa.Row[*tuple[Any, ...]]:
     delivery, event = tables.delivery, tables.event
     query = (
         sa.select(
@@ -94,7 +94,9 @@ async def _failed(connection: AsyncConnection, delivery_id: int) -> sa.Row[Any]:
     return found
 
 
-def _corrected(catalog: Catalog, old: sa.Row[Any], payload: Mapping[str, Any]) -> dict[str, Any]:
+def _corrected(
+    catalog: Catalog, old: sa.Row[*tuple[Any, ...]], payload: Mapping[str, Any]
+) -> dict[str, Any]:
     found = next((one for one in catalog.events.values() if old.name in one.names), None)
     if found is None:
         raise OperationError(f"This code has no event {old.name!r}, to read the payload by.")
@@ -111,7 +113,10 @@ def _corrected(catalog: Catalog, old: sa.Row[Any], payload: Mapping[str, Any]) -
 
 
 async def _store(
-    connection: AsyncConnection, old: sa.Row[Any], values: Mapping[str, Any], now: dt.datetime
+    connection: AsyncConnection,
+    old: sa.Row[*tuple[Any, ...]],
+    values: Mapping[str, Any],
+    now: dt.datetime,
 ) -> tuple[int, UUID]:
     event = tables.event
     transaction: Any = 0

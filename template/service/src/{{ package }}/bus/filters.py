@@ -82,9 +82,9 @@ class Filter:
             case "id":
                 return event.c.id.in_(term.values)
             case "since":
-                return event.c.recorded_at >= term.values[0]
+                return sa.and_(event.c.recorded_at >= term.values[0])
             case "until":
-                return event.c.recorded_at < term.values[0]
+                return sa.and_(event.c.recorded_at < term.values[0])
         columns = _TEXTS[term.field]
         if term.operator == "=":
             return columns[0].in_(term.values)

@@ -14,6 +14,7 @@ from .engines import Database
 from .filters import is_in
 
 _FORGET_WORKERS = dt.timedelta(days=1)
+_is_unfinished = tables.delivery.c.state.not_in(("done", "dropped"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,12 @@ async def remove_events(database: Database, older_than: dt.timedelta, limit: int
     Those with a delivery that is unfinished or dead stay. Raises the log's floor in the same
     transaction. One batch, of no more than twice the limit; returns how many there were.
     """
-    event = tables.event
+    event, delivery = tables.event, tables.delivery
     async with database.writer.begin() as connection:
         floor = await _lock_floor(connection)
         # Below the floor is only what had to stay when the floor passed it.
-        left = await _old(connection, older_than, limit, event.c.position <= floor)
+        stays = sa.exists().where(_is_unfinished, delivery.c.event_position == event.c.position)
+        left = await _old(connection, older_than, limit, event.c.position <= floor, ~stays)
         next_ = await _old(connection, older_than, limit, event.c.position > floor)
         # Looked up when the events are locked: a replay may have wanted one of them.
         kept = await _kept(connection, [*left, *next_])
@@ -106,13 +108,13 @@ async def _old(
     connection: AsyncConnection,
     older_than: dt.timedelta,
     limit: int,
-    place: sa.ColumnElement[bool],
+    *place: sa.ColumnElement[bool],
 ) -> list[int]:
     """The first events of this place that are old, locked; no more than limit are looked at."""
     event = tables.event
     window = (
         sa.select(event.c.position, event.c.recorded_at)
-        .where(place)
+        .where(*place)
         .order_by(event.c.position)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -124,7 +126,7 @@ async def _old(
 async def _kept(connection: AsyncConnection, positions: list[int]) -> set[int]:
     delivery = tables.delivery
     unfinished = sa.select(delivery.c.event_position).where(
-        delivery.c.event_position.in_(positions), delivery.c.state.not_in(("done", "dropped"))
+        delivery.c.event_position.in_(positions), _is_unfinished
     )
     return set(await connection.scalars(unfinished))
 

@@ -139,7 +139,7 @@ class Standing:
             for row in found
         ]
 
-    async def _workers(self, connection: AsyncConnection) -> Sequence[Row]:
+    async def _workers(self, connection: AsyncConnection) -> list[Row]:
         query = sa.select(tables.worker).order_by(tables.worker.c.seen_at.desc())
         rows = rows_of(await connection.execute(query))
         return [{**row, "alive": row["seen_at"] > self._now() - ALIVE} for row in rows]
