@@ -19,12 +19,14 @@ from .bus.engines import Database
 from .bus.errors import OperationError
 from .bus.runtime import Runtime, build
 from .bus.subscriptions import subscribe, wanted_by
+from .cli_changes import changes
 from .cli_events import events
 from .settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 auth.add_commands(cli)
 cli.add_typer(events, name="events")
+events.add_typer(changes)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]
