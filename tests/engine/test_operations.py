@@ -227,6 +227,43 @@ async def test_what_a_worker_has_taken_since_it_was_shown_is_left_alone(desk: De
     assert await desk.states() == ["working", "dropped"]
 
 
+async def test_what_a_transaction_holds_is_left_alone(
+    shop: Shop, start: Start, postgresql_url: str
+) -> None:
+    notes(shop, listeners=COPIES)
+    desk = Desk(await start(postgresql_url))
+    await desk.write("held", "free")
+    await desk.put(state="dead")
+    held = "SELECT id FROM bus_delivery ORDER BY id LIMIT 1 FOR UPDATE"
+    async with desk.service.database.writer.begin() as connection:
+        await connection.execute(sa.text(held))
+        assert await desk.change("retry", "state=dead") == 1
+    assert await desk.states() == ["dead", "pending"]
+
+
+async def test_looking_uses_the_indexes_of_what_is_unfinished(
+    shop: Shop, start: Start, sqlite_url: str
+) -> None:
+    notes(shop, listeners=COPIES)
+    desk = Desk(await start(sqlite_url))
+    seen: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        seen.append(statement)
+
+    sa.event.listen(desk.service.database.reader.sync_engine, "before_cursor_execute", note)
+    await desk.operations.dead_letters()
+    await desk.operations.lag()
+    counting = [one for one in seen if "count(*)" in one]
+    used = []
+    for statement in counting:
+        plan = await desk.service.rows(f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
+        used.append(" ".join(one.detail for one in plan))
+    indexes = ("dead", "claim", "order", "lease", "dead")
+    for detail, index in zip(used, indexes, strict=True):
+        assert f"ix_bus_delivery_{index}" in detail
+
+
 async def test_failed_change_leaves_no_audit_row(desk: Desk, monkeypatch: Any) -> None:
     await desk.write("a")
     await desk.put(state="dead")
@@ -412,11 +449,12 @@ async def test_check_names_what_this_code_cannot_deliver(
     desk = await without_copy(shop, start, url, "dead", "done")
     await desk.write("fine", "newer", "renamed", "torn")
     event = desk.tables.event
-    for key, values in {
+    damage: dict[str, dict[str, Any]] = {
         "newer": {"version": 2},
         "renamed": {"name": "notes.Gone"},
         "torn": {"payload": {"txt": 1}},
-    }.items():
+    }
+    for key, values in damage.items():
         await desk.service.write(sa.update(event).where(event.c.key == key).values(**values))
     await desk.service.write("UPDATE bus_delivery SET state = 'done' WHERE state = 'pending'")
     findings = await desk.operations.check()

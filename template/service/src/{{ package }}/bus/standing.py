@@ -12,6 +12,7 @@ from . import tables
 from .engines import Database
 from .errors import OperationError
 from .filters import is_in, unknown_listener
+from .lanes import is_queued
 
 Row = dict[str, Any]
 """One thing that was found, by the names of its columns."""
@@ -156,8 +157,8 @@ async def _counts(connection: AsyncConnection, state: str) -> Mapping[int, tuple
         delivery.c.subscription_id, sa.func.count().label("count"), sa.func.min(delivery.c.id)
     )
     conditions = [is_in(state)]
-    if state == "waiting":  # Only what has a lane waits; said so, the lanes' index will do.
-        conditions.append(delivery.c.lane.is_not(None))
+    if state == "waiting":
+        conditions.append(is_queued(delivery))
     found = await connection.execute(query.where(*conditions).group_by(delivery.c.subscription_id))
     return {subscription: (count, first) for subscription, count, first in found}
 
