@@ -67,7 +67,7 @@ async def test_what_a_dead_worker_held_is_taken_over(
     shop: Shop, start: Start, url: str, relays: Relays
 ) -> None:
     notes(shop, listeners=COPY)
-    dying, other = await start(url), await start(url, relay=options(shop, lease=0.03, poll=0.01))
+    dying, other = await start(url), await start(url, relay=options(shop, lease=3, poll=0.01))
     await write(other, "a", "b")
     await claim(dying)
     await leases_end(other)
@@ -107,7 +107,7 @@ async def test_delivery_during_which_a_process_died_runs_alone(
             seen.append("-" + event.text)
         """,
     )
-    service = await start(postgresql_url, relay=options(shop, lease=0.3))
+    service = await start(postgresql_url, relay=options(shop, lease=3))
     await write(service, *"abcdef")
     delivery = shop.tables.delivery
     await service.write(sa.update(delivery).where(delivery.c.id == 3).values(losses=2))
@@ -143,8 +143,8 @@ async def test_leases_of_what_runs_are_renewed(
     shop: Shop, start: Start, postgresql_url: str, relays: Relays
 ) -> None:
     notes(shop, listeners=WAITS)
-    service = await start(postgresql_url, relay=options(shop, lease=0.2))
-    other = await start(postgresql_url, relay=options(shop, lease=0.2, poll=0.05))
+    service = await start(postgresql_url, relay=options(shop, lease=3))
+    other = await start(postgresql_url, relay=options(shop, lease=3, poll=0.05))
     await write(service, "a")
     relays(service)
     await until(lambda: bool(shop.seen))
@@ -172,7 +172,7 @@ async def test_failure_that_could_not_be_recorded_frees_the_delivery(
                 raise LookupError
         """,
     )
-    service = await start(url, relay=options(shop, lease=0.1, poll=0.05))
+    service = await start(url, relay=options(shop, lease=0.5, poll=0.05))
     claims = service.runtime.relay._claims
 
     async def away(*_: Any, **__: Any) -> None:

@@ -172,7 +172,7 @@ async def test_lane_that_is_stuck_is_freed(
     shop: Shop, start: Start, url: str, relays: Relays
 ) -> None:
     counters(shop)
-    service = await start(url, relay=options(shop, lease=0.1))
+    service = await start(url, relay=options(shop, lease=3))
     await tell(service, "a", 1, 2)
     delivery = shop.tables.delivery
     await service.write(sa.update(delivery).values(state="waiting"))

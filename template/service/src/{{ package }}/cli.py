@@ -16,12 +16,17 @@ from .base import auth, logs, migrate
 from .bus import WiringError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
+from .bus.errors import OperationError
 from .bus.runtime import Runtime, build
 from .bus.subscriptions import subscribe, wanted_by
+from .cli_changes import changes
+from .cli_events import events
 from .settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 auth.add_commands(cli)
+cli.add_typer(events, name="events")
+events.add_typer(changes)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]
@@ -31,7 +36,7 @@ def main() -> None:
     """Run a command; what keeps the service from starting is told without a traceback."""
     try:
         cli()
-    except (StartError, WiringError, ValidationError) as error:
+    except (StartError, WiringError, ValidationError, OperationError) as error:
         sys.exit(str(error))
 
 

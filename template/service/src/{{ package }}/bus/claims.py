@@ -16,6 +16,7 @@ from . import tables
 from .clock import Clock
 from .engines import Database
 from .errors import BusError
+from .lanes import promote_next
 from .policy import Failure
 
 Delivery = sa.Row[Any]
@@ -308,20 +309,7 @@ class Completed:
             raise LeaseLostError("The lease ran out before the listener had finished.")
         for one in self._claimed:
             if one.lane is not None:
-                await promote(connection, one.subscription_id, one.lane)
-
-
-async def promote(connection: AsyncConnection, subscription: int, lane: str) -> None:
-    """Let the next delivery of a lane be claimed, when the one before it is done or dropped."""
-    delivery = tables.delivery
-    first = sa.select(sa.func.min(delivery.c.id)).where(
-        delivery.c.subscription_id == subscription,
-        delivery.c.lane == lane,
-        tables.is_in("waiting"),
-    )
-    await connection.execute(
-        sa.update(delivery).where(delivery.c.id == first.scalar_subquery()).values(state="pending")
-    )
+                await promote_next(connection, one.subscription_id, one.lane)
 
 
 def deliveries(*more: sa.ColumnElement[Any]) -> sa.Select[Any]:

@@ -15,3 +15,7 @@ class IdempotencyKeyError(ValueError):
 
 class UnitDoomedError(BusError):
     """A nested send failed and its caller went on: nothing of this unit can be committed."""
+
+
+class OperationError(Exception):
+    """What an operator asked for cannot be done; says why, and what can be asked for instead."""

@@ -1,7 +1,6 @@
 """Stores events, and a delivery per subscription, in the transaction that caused them."""
 
 import datetime as dt
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from . import tables
 from .clock import Clock
 from .context import Context
 from .errors import BusError
+from .lanes import lock_keys
 from .messages import Event
 from .recording import Cancellation, Noted
 
@@ -126,7 +126,7 @@ class Outbox:
     ) -> None:
         names = {event["name"] for event in events}
         locked = not self._ordered.isdisjoint(names)
-        await _lock(connection, {*lanes, *(one["key"] for one in events if locked)})
+        await lock_keys(connection, {*lanes, *(one["key"] for one in events if locked)})
         if not events:
             return
         numbered = [{"n": n, **event} for n, event in enumerate(events)]
@@ -134,7 +134,7 @@ class Outbox:
         if not await connection.scalar(_BOTH, {**given, "locked": locked}):
             # An ordered listener wants them, which this process did not know: nothing was inserted.
             self._ordered |= names
-            await _lock(connection, {one["key"] for one in events})
+            await lock_keys(connection, {one["key"] for one in events})
             await connection.scalar(_BOTH, {**given, "locked": True})
 
     def _row(self, event: Event, context: Context, due: dt.datetime | None) -> dict[str, Any]:
@@ -163,26 +163,6 @@ class Outbox:
         )
 
 
-async def _lock(connection: AsyncConnection, keys: Collection[str]) -> None:
-    """Take turns on these keys until the transaction ends (PostgreSQL).
-
-    A statement of its own: one that inserts as well would look at what was there before it waited.
-    Sorted, so that two transactions never wait for each other.
-    """
-    if keys:
-        await connection.execute(_LOCK, {"keys": sorted(map(_lock_id, keys))})
-
-
-def _lock_id(key: str) -> int:
-    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"bus-key").digest()
-    return int.from_bytes(digest, signed=True)
-
-
-_LOCK = sa.select(
-    sa.func.pg_advisory_xact_lock(
-        sa.func.unnest(sa.bindparam("keys", type_=sa.ARRAY(sa.BigInteger)))
-    )
-)
 _GIVEN = [one.name for one in tables.event.c if one.name not in ("position", "tx")]
 
 

@@ -93,18 +93,21 @@ delivery = sa.Table(
 # States are written out, not bound: only then does PostgreSQL see that a partial index will do.
 
 
-def is_in(state: str, of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
-    """Whether a delivery is in this state."""
-    condition: sa.ColumnElement[bool] = of.c.state == sa.literal_column(f"'{state}'")
-    return condition
+def is_in(*states: str) -> sa.ColumnElement[bool]:
+    """Whether a delivery is in one of these states."""
+    if len(states) == 1:
+        return delivery.c.state == sa.literal(states[0], literal_execute=True)
+    return delivery.c.state.in_(_written(*states))
 
 
 def is_unfinished(of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
     """Whether later deliveries of the same lane have to wait for this one."""
-    states: sa.BindParameter[list[str]] = sa.bindparam(
-        None, ["waiting", "pending", "working", "dead"], expanding=True, literal_execute=True
-    )
+    states = _written("waiting", "pending", "working", "dead")
     return sa.and_(of.c.lane.is_not(None), of.c.state.in_(states))
+
+
+def _written(*states: str) -> sa.BindParameter[tuple[str, ...]]:
+    return sa.bindparam(None, states, expanding=True, literal_execute=True)
 
 
 def is_live(of: sa.FromClause = subscription) -> sa.ColumnElement[bool]:

@@ -1,0 +1,148 @@
+"""Changes of many deliveries by hand: some hundred at a time, never what is being worked."""
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..engines import Database
+from ..lanes import is_behind, lock_keys, promote
+from .audit import Audit
+from .standing import Row, Subscribed
+
+# What is worked belongs to its worker until that has said how it went, or is given up for dead.
+FITTING = {
+    "retry": ("dead", "pending"),
+    "drop": ("dead", "pending", "waiting"),
+    "move": ("dead", "pending", "waiting"),
+}
+# So many lanes are locked at a time; PostgreSQL has room for some thousands of locks.
+_CHUNK = 500
+_AUDITED_IDS = 1000
+
+Change = Callable[[AsyncConnection, Sequence[int]], Awaitable[int]]
+"""Changes the deliveries with these ids in a transaction; returns how many it could."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The deliveries that a change is for, fixed when they were counted.
+
+    counts has how many there are by listener and state.
+    """
+
+    action: str
+    filter: str
+    ids: tuple[int, ...]
+    counts: tuple[Row, ...]
+
+
+async def change_all(
+    database: Database,
+    chosen: Selection,
+    change: Change,
+    *,
+    now: Callable[[], dt.datetime],
+    who: str,
+    reason: str,
+    **details: Any,
+) -> int:
+    """Change what was chosen, with one audit row; returns how many were changed."""
+    details |= {"chosen": len(chosen.ids), "deliveries": chosen.ids[:_AUDITED_IDS]}
+    audit = Audit(chosen.action, chosen.filter, who=who, reason=reason, details=details)
+    for at in range(0, len(chosen.ids), _CHUNK):
+        async with database.writer.begin() as connection:
+            changed = await change(connection, chosen.ids[at : at + _CHUNK])
+            await audit.add(connection, changed, now())
+    return audit.count
+
+
+def retrying(now: dt.datetime) -> Change:
+    """Runs again, with all attempts anew."""
+    delivery = tables.delivery
+    return _setting(
+        "retry",
+        {
+            "state": sa.case((is_behind(delivery), "waiting"), else_="pending"),
+            "due": now,
+            "attempts": 0,
+            # Whatever has taken its process down before is run alone once more.
+            "losses": sa.case((delivery.c.losses > 0, 1), else_=0),
+            "token": None,
+            "worker_id": None,
+            "lease_until": None,
+            "finished_at": None,
+        },
+    )
+
+
+def dropping(now: dt.datetime) -> Change:
+    """Will not run any more."""
+    return _setting("drop", {"state": "dropped", "finished_at": now})
+
+
+def moving(to: Subscribed, now: dt.datetime) -> Change:
+    """Goes to another listener, but for what that one has already."""
+    delivery, event = tables.delivery, tables.event
+    there = delivery.alias("there")
+    is_there = sa.exists().where(
+        there.c.event_position == delivery.c.event_position,
+        there.c.run == delivery.c.run,
+        there.c.subscription_id == to.id,
+    )
+    key = sa.select(event.c.key).where(event.c.position == delivery.c.event_position)
+    # In a lane they take turns; elsewhere a dead letter stays one, for a person to look at.
+    kept = sa.case((delivery.c.state == "dead", "dead"), else_="pending")
+    return _setting(
+        "move",
+        {
+            "subscription_id": to.id,
+            "lane": key.scalar_subquery() if to.ordered else None,
+            "state": "waiting" if to.ordered else kept,
+            "due": now,
+            "attempts": 0,
+        },
+        ~is_there,
+    )
+
+
+def _setting(action: str, values: Mapping[str, Any], *conditions: sa.ColumnElement[bool]) -> Change:
+    delivery = tables.delivery
+
+    async def change(connection: AsyncConnection, ids: Sequence[int]) -> int:
+        before = await _lock(connection, ids)
+        # What somebody else holds is being worked, and left alone.
+        free = (
+            sa.select(delivery.c.id)
+            .where(delivery.c.id.in_(ids), tables.is_in(*FITTING[action]), *conditions)
+            .with_for_update(skip_locked=True)
+        )
+        changed = await connection.execute(
+            sa.update(delivery)
+            .where(delivery.c.id.in_(free))
+            .values(values)
+            .returning(delivery.c.subscription_id, delivery.c.lane)
+        )
+        rows = changed.all()
+        after = {(row.subscription_id, row.lane) for row in rows if row.lane is not None}
+        await promote(connection, before | after)
+        return len(rows)
+
+    return change
+
+
+async def _lock(connection: AsyncConnection, ids: Sequence[int]) -> set[tuple[int, str]]:
+    """Take turns on the keys of these deliveries; returns the lanes that they are in."""
+    delivery, event = tables.delivery, tables.event
+    found = await connection.execute(
+        sa.select(delivery.c.subscription_id, delivery.c.lane, event.c.key)
+        .join(event, event.c.position == delivery.c.event_position)
+        .where(delivery.c.id.in_(ids))
+    )
+    rows = found.all()
+    await lock_keys(connection, {row.key for row in rows})
+    return {(row.subscription_id, row.lane) for row in rows if row.lane is not None}

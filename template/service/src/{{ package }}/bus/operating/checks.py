@@ -1,0 +1,145 @@
+"""Tells before a deploy what this code could not deliver of what a database holds."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+
+from .. import tables
+from ..catalog import Catalog
+from ..engines import Database
+from ..messages import Event
+from ..subscriptions import wanted_by
+
+_CHUNK = 500
+
+Subscription = tuple[str, frozenset[str]]
+"""A listener's name, and the names under which its subscription is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Deliveries, or scheduled events, that this code cannot deliver, all for one reason."""
+
+    problem: str
+    listener: str | None
+    event: str
+    count: int
+    example: str
+
+
+async def check(database: Database, catalog: Catalog) -> list[Finding]:
+    """What of all that is unfinished, dead or scheduled this code could not decode or route.
+
+    catalog is that of all slices. Memory is bounded: the rows are read in chunks. What a retired
+    listener left is not looked at.
+    """
+    checker = _Checker(catalog)
+    counts: Counter[tuple[str, str | None, str]] = Counter()
+    examples: dict[tuple[str, str | None, str], str] = {}
+    subscriptions = await _subscriptions(database)
+    async for listener, row, example in _stored(database, subscriptions):
+        for problem in checker.problems(listener, row):
+            kind = (problem, listener and listener[0], row.name)
+            counts[kind] += 1
+            examples.setdefault(kind, example)
+    return [
+        Finding(*kind, count, examples[kind]) for kind, count in sorted(counts.items(), key=str)
+    ]
+
+
+class _Checker:
+    def __init__(self, catalog: Catalog) -> None:
+        self._events: Mapping[str, type[Event]] = {
+            name: cls for cls, found in catalog.events.items() for name in found.names
+        }
+        self._wanted = {
+            name: frozenset(one.events)
+            for one in wanted_by(catalog)
+            for name in (one.listener, *one.aliases)
+        }
+        # Deliveries of one event follow each other, and its payload is the same for all of them.
+        self._last: tuple[Any, tuple[str, ...]] = (None, ())
+
+    def problems(self, listener: Subscription | None, row: sa.Row[Any]) -> tuple[str, ...]:
+        routing = self._routing(listener, row.name) if listener else ()
+        if self._last[0] != row.id:
+            self._last = (row.id, tuple(self._decoding(row)))
+        return (*routing, *self._last[1])
+
+    def _routing(self, listener: Subscription, event: str) -> tuple[str, ...]:
+        known = [self._wanted[name] for name in listener[1] if name in self._wanted]
+        if not known:
+            return ("no such listener in this code",)
+        if event in self._events and not any(event in events for events in known):
+            return ("the listener does not take this event any more",)
+        return ()
+
+    def _decoding(self, row: sa.Row[Any]) -> tuple[str, ...]:
+        cls = self._events.get(row.name)
+        if cls is None:
+            return ("no such event in this code",)
+        if row.version > cls.event_version:
+            return (f"version {row.version} is newer than this code's, {cls.event_version}",)
+        try:
+            cls.model_validate(row.payload)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            return (f"the payload does not fit: {field}: {first['msg']}",)
+        return ()
+
+
+async def _subscriptions(database: Database) -> dict[int, Subscription]:
+    subscription, name = tables.subscription, tables.subscription_name
+    query = (
+        sa.select(subscription.c.id, subscription.c.listener, name.c.name)
+        .outerjoin(
+            name, sa.and_(name.c.subscription_id == subscription.c.id, name.c.kind == "listener")
+        )
+        .where(subscription.c.retired_at.is_(None))
+    )
+    found: dict[int, Subscription] = {}
+    async with database.reader.connect() as connection:
+        for row in await connection.execute(query):
+            _, names = found.get(row.id, ("", frozenset()))
+            found[row.id] = (row.listener, names | {row.listener, row.name or row.listener})
+    return found
+
+
+async def _stored(
+    database: Database, subscriptions: Mapping[int, Subscription]
+) -> AsyncIterator[tuple[Subscription | None, sa.Row[Any], str]]:
+    delivery, event, scheduled = tables.delivery, tables.event, tables.scheduled
+    decoded = (event.c.id, event.c.name, event.c.version, event.c.payload)
+    deliveries = (
+        sa.select(delivery.c.id.label("at"), delivery.c.subscription_id, *decoded)
+        .join(event, event.c.position == delivery.c.event_position)
+        .where(tables.is_in("pending", "waiting", "working", "dead"))
+    )
+    async for row in _in_chunks(database, deliveries, delivery.c.id):
+        if row.subscription_id in subscriptions:
+            yield subscriptions[row.subscription_id], row, f"delivery {row.at}"
+    later = sa.select(
+        scheduled.c.position.label("at"), *(scheduled.c[column.name] for column in decoded)
+    )
+    async for row in _in_chunks(database, later, scheduled.c.position):
+        yield None, row, f"scheduled event {row.id}"
+
+
+async def _in_chunks(
+    database: Database, query: sa.Select[Any], number: sa.Column[Any]
+) -> AsyncIterator[sa.Row[Any]]:
+    last = 0
+    while True:
+        async with database.reader.connect() as connection:
+            chunk = query.where(number > last).order_by(number).limit(_CHUNK)
+            rows = (await connection.execute(chunk)).all()
+        for row in rows:
+            yield row
+        if len(rows) < _CHUNK:
+            return
+        last = rows[-1].at

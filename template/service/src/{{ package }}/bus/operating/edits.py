@@ -1,0 +1,137 @@
+"""A corrected event in the place of one that fails."""
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils.compat import uuid7
+
+from .. import tables
+from ..catalog import Catalog
+from ..errors import OperationError
+from ..lanes import is_behind, lock_keys, promote
+
+
+async def edit(
+    connection: AsyncConnection,
+    catalog: Catalog,
+    delivery_id: int,
+    payload: Mapping[str, Any],
+    now: dt.datetime,
+) -> UUID:
+    """Store a new event with this payload, and a delivery of it for the same listener.
+
+    The old event stays as it is, its delivery is dropped; where it was first in its lane, the new
+    one is first. Returns the id of the new event. Raises OperationError.
+    """
+    delivery = tables.delivery
+    old = await _failed(connection, delivery_id)
+    values = _corrected(catalog, old, payload)
+    await lock_keys(connection, {old.key, values["key"]})
+    dropped = await connection.execute(
+        sa.update(delivery)
+        .where(delivery.c.id == delivery_id, tables.is_in("dead", "pending"))
+        .values(state="dropped", finished_at=now)
+    )
+    if dropped.rowcount == 0:
+        raise OperationError(f"Delivery {delivery_id} is being worked by now: look again.")
+    position, event_id = await _store(connection, old, values, now)
+    lane = values["key"] if old.lane is not None else None
+    made = await connection.scalar(
+        sa.insert(delivery)
+        .values(
+            event_position=position,
+            subscription_id=old.subscription_id,
+            run=old.run,
+            event_version=values["version"],
+            lane=lane,
+            state="waiting" if lane is not None else "pending",
+            due=now,
+            attempts=0,
+            losses=0,
+        )
+        .returning(delivery.c.id)
+    )
+    # Before those that wait: it stands for one that was before them.
+    first = sa.update(delivery).where(
+        delivery.c.id == made, tables.is_in("waiting"), ~is_behind(delivery)
+    )
+    await connection.execute(first.values(state="pending"))
+    if old.lane is not None:
+        await promote(connection, {(old.subscription_id, old.lane)})
+    return event_id
+
+
+async def _failed(connection: AsyncConnection, delivery_id: int) -> sa.Row[*tuple[Any, ...]]:
+    delivery, event = tables.delivery, tables.event
+    query = (
+        sa.select(
+            delivery.c.subscription_id,
+            delivery.c.run,
+            delivery.c.lane,
+            delivery.c.state,
+            event.c.id,
+            event.c.name,
+            event.c.key,
+            event.c.headers,
+            event.c.correlation_id,
+        )
+        .join(event, event.c.position == delivery.c.event_position)
+        .where(delivery.c.id == delivery_id)
+        .with_for_update(of=delivery)
+    )
+    found = (await connection.execute(query)).first()
+    if found is None:
+        raise OperationError(f"No delivery {delivery_id} is stored here.")
+    if found.state not in ("dead", "pending"):
+        raise OperationError(
+            f"Delivery {delivery_id} is {found.state}; only one that is dead or pending can be"
+            " given another event."
+        )
+    return found
+
+
+def _corrected(
+    catalog: Catalog, old: sa.Row[*tuple[Any, ...]], payload: Mapping[str, Any]
+) -> dict[str, Any]:
+    found = next((one for one in catalog.events.values() if old.name in one.names), None)
+    if found is None:
+        raise OperationError(f"This code has no event {old.name!r}, to read the payload by.")
+    try:
+        event = found.cls.model_validate(payload)
+    except ValidationError as error:
+        raise OperationError(f"The payload does not fit {found.name}: {error}") from error
+    return {
+        "name": found.name,
+        "version": found.cls.event_version,
+        "key": str(getattr(event, found.cls.event_key)),
+        "payload": event.model_dump(mode="json"),
+    }
+
+
+async def _store(
+    connection: AsyncConnection,
+    old: sa.Row[*tuple[Any, ...]],
+    values: Mapping[str, Any],
+    now: dt.datetime,
+) -> tuple[int, UUID]:
+    event = tables.event
+    transaction: Any = 0
+    if connection.dialect.name == "postgresql":
+        transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
+    event_id = uuid7()
+    insert = sa.insert(event).values(
+        id=event_id,
+        **values,
+        headers={**old.headers, "edited_from": str(old.id)},
+        correlation_id=old.correlation_id,
+        causation_id=old.id,
+        tx=transaction,
+        recorded_at=now,
+    )
+    position = (await connection.execute(insert.returning(event.c.position))).scalar_one()
+    return position, event_id

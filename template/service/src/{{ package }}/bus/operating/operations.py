@@ -1,0 +1,202 @@
+"""Everything that people do with deliveries and listeners by hand, for a console or an API."""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..catalog import Catalog
+from ..engines import Database
+from ..errors import OperationError
+from ..subscriptions import wanted_by
+from .audit import Audit
+from .changes import FITTING, Selection, change_all, dropping, moving, retrying
+from .checks import Finding, check
+from .edits import edit
+from .filters import parse, quoted
+from .inspection import Inspection
+from .replays import Replay, plan, play
+from .standing import utc_now
+
+_FOR_EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+
+
+class Operations(Inspection):
+    """What operators look at and change, in a database and by the code of the service.
+
+    catalog is that of all slices. What changes things takes who does it, and why, and leaves an
+    audit row. Many deliveries are changed in two steps: a selection fixes and counts them, the
+    change does just those. What a worker has taken meanwhile is left alone; the answer is how many
+    were changed. It commits some hundred at a time, each time with the audit row's new count.
+    """
+
+    def __init__(
+        self, database: Database, catalog: Catalog, now: Callable[[], dt.datetime] = utc_now
+    ) -> None:
+        super().__init__(database, now)
+        self._catalog = catalog
+
+    async def select(self, action: str, where: str) -> Selection:
+        """Which deliveries a filter means that action (retry, drop or move) can change.
+
+        Retry is for dead letters, and for what waits for its next attempt. Raises OperationError.
+        """
+        delivery, subscription = tables.delivery, tables.subscription
+        fitting = tables.is_in(*FITTING[action])
+        if action == "retry":
+            backs_off = sa.and_(tables.is_in("pending"), delivery.c.due > self._now())
+            fitting = sa.or_(tables.is_in("dead"), backs_off)
+        async with self._database.reader.connect() as connection:
+            conditions = await self._conditions(connection, where)
+            found = await connection.execute(
+                sa.select(delivery.c.id, delivery.c.state, subscription.c.listener)
+                .join(tables.event, tables.event.c.position == delivery.c.event_position)
+                .join(subscription, subscription.c.id == delivery.c.subscription_id)
+                .where(fitting, *conditions)
+                .order_by(delivery.c.id)
+            )
+            rows = found.all()
+        counts = Counter((row.listener, row.state) for row in rows)
+        told = (
+            {"listener": listener, "state": state, "count": count}
+            for (listener, state), count in sorted(counts.items())
+        )
+        return Selection(action, where, tuple(row.id for row in rows), tuple(told))
+
+    async def select_left(self, action: str, listener: str) -> Selection:
+        """What a listener that is gone from the code has left unfinished; action as for select.
+
+        Raises OperationError if this code still has the listener.
+        """
+        async with self._database.reader.connect() as connection:
+            await self._refuse_present(connection, listener)
+        return await self.select(action, f"listener={quoted(listener)}")
+
+    async def retry(self, chosen: Selection, *, who: str, reason: str = "") -> int:
+        """Let dead letters run again, and what waits for its next attempt run now.
+
+        They get all their attempts anew; the record of those that failed stays.
+        """
+        change = retrying(self._now())
+        return await change_all(
+            self._database, chosen, change, now=self._now, who=who, reason=reason
+        )
+
+    async def drop(self, chosen: Selection, *, who: str, reason: str = "") -> int:
+        """Give deliveries up: they will not run, and are removed as finished ones are."""
+        change = dropping(self._now())
+        return await change_all(
+            self._database, chosen, change, now=self._now, who=who, reason=reason
+        )
+
+    async def move(self, chosen: Selection, to: str, *, who: str, reason: str = "") -> int:
+        """Hand deliveries to another listener, all but those whose event and run it has already.
+
+        Raises OperationError if that listener is not there, or retired.
+        """
+        async with self._database.reader.connect() as connection:
+            target = await self._subscription(connection, to)
+        if target.retired_at is not None:
+            raise OperationError(f"{to} is retired: nothing would run what is moved to it.")
+        change = moving(target, self._now())
+        return await change_all(
+            self._database, chosen, change, now=self._now, who=who, reason=reason, to=to
+        )
+
+    async def edit(
+        self, delivery_id: int, payload: Mapping[str, Any], *, who: str, reason: str = ""
+    ) -> UUID:
+        """Deliver a corrected event in the place of one that fails; returns the new event's id.
+
+        The event itself stays as it was: the new one names it as its cause, goes to this listener
+        only, and the old delivery is dropped. Raises OperationError if the payload does not fit the
+        event's class, or the delivery is neither dead nor pending.
+        """
+        async with self._database.writer.begin() as connection:
+            made = await edit(connection, self._catalog, delivery_id, payload, self._now())
+            details = {"delivery": delivery_id, "event": str(made)}
+            where = f"delivery={delivery_id}"
+            audit = Audit("edit", where, who=who, reason=reason, details=details)
+            await audit.add(connection, 1, self._now())
+        return made
+
+    async def plan_replay(self, listener: str, where: str = "") -> Replay:
+        """Which past events a replay would run a listener again over. Raises OperationError."""
+        async with self._database.reader.connect() as connection:
+            subscribed = await self._subscription(connection, listener)
+            return await plan(connection, subscribed, parse(where, self._now()))
+
+    async def replay(
+        self,
+        planned: Replay,
+        *,
+        who: str,
+        reason: str = "",
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> int:
+        """Make new deliveries, of a run of their own; returns how many.
+
+        progress is called with how many events more have been gone through.
+        """
+        return await play(
+            self._database, planned, now=self._now, who=who, reason=reason, progress=progress
+        )
+
+    async def pause(
+        self, listener: str, *, span: dt.timedelta | None = None, who: str, reason: str = ""
+    ) -> dt.datetime:
+        """Start nothing of this listener for a time (None: until resume); returns until when."""
+        try:
+            until = self._now() + span if span is not None else _FOR_EVER
+        except OverflowError:
+            until = _FOR_EVER
+        values = {"paused_until": until, "paused_reason": reason or f"paused by {who}"}
+        await self._change_subscription("pause", listener, values, who, reason)
+        return until
+
+    async def resume(self, listener: str, *, who: str, reason: str = "") -> None:
+        """End a pause."""
+        values = {"paused_until": None, "paused_reason": None}
+        await self._change_subscription("resume", listener, values, who, reason)
+
+    async def retire(self, listener: str, *, who: str, reason: str = "") -> None:
+        """Make no more deliveries for a listener that is gone; what it has left stays to be seen.
+
+        Raises OperationError if this code still has the listener.
+        """
+        async with self._database.reader.connect() as connection:
+            await self._refuse_present(connection, listener)
+        values = {"retired_at": self._now()}
+        await self._change_subscription("retire", listener, values, who, reason)
+
+    async def check(self) -> list[Finding]:
+        """What of all that is unfinished, dead or scheduled this code could not deliver."""
+        return await check(self._database, self._catalog)
+
+    async def _change_subscription(
+        self, action: str, listener: str, values: Mapping[str, Any], who: str, reason: str
+    ) -> None:
+        told = {name: value and str(value) for name, value in values.items()}
+        where = f"listener={quoted(listener)}"
+        audit = Audit(action, where, who=who, reason=reason, details=told)
+        subscription = tables.subscription
+        async with self._database.writer.begin() as connection:
+            found = await self._subscription(connection, listener)
+            await connection.execute(
+                sa.update(subscription).where(subscription.c.id == found.id).values(values)
+            )
+            await audit.add(connection, 1, self._now())
+
+    async def _refuse_present(self, connection: AsyncConnection, listener: str) -> None:
+        found = await self._subscription(connection, listener)
+        here = {name for one in wanted_by(self._catalog) for name in (one.listener, *one.aliases)}
+        if not here.isdisjoint(found.names):
+            raise OperationError(
+                f"{listener} is still in this code, which would go on to want its events: remove"
+                " the listener first."
+            )

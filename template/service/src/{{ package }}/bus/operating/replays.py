@@ -1,0 +1,153 @@
+"""Runs a listener again over past events, by new deliveries of a run of their own."""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..engines import Database
+from ..errors import OperationError
+from ..lanes import lock_keys, promote
+from .audit import Audit
+from .filters import OF_EVENTS, Filter
+from .standing import Subscribed
+
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The events that a listener is to run over again, fixed when they were counted.
+
+    positions are their places in the log; counts has how many there are by name.
+    """
+
+    listener: Subscribed
+    filter: str
+    positions: tuple[int, ...]
+    counts: Mapping[str, int]
+
+
+async def plan(connection: AsyncConnection, listener: Subscribed, found: Filter) -> Replay:
+    """The past events that a listener wants and a filter means. Raises OperationError."""
+    if listener.retired_at is not None:
+        raise OperationError(f"{listener.listener} is retired: nothing would run the replay.")
+    event = tables.event
+    conditions = found.only(OF_EVENTS).conditions({})
+    if found.value("id") is None:
+        await _refuse_below_floor(connection, found.value("since"))
+    rows = await connection.execute(
+        sa.select(event.c.position, event.c.name)
+        .where(event.c.name.in_(listener.events), *conditions)
+        .order_by(event.c.position)
+    )
+    names: Counter[str] = Counter()
+    positions = []
+    for position, name in rows:
+        positions.append(position)
+        names[name] += 1
+    return Replay(listener, found.text, tuple(positions), dict(names))
+
+
+async def play(
+    database: Database,
+    planned: Replay,
+    *,
+    now: Callable[[], dt.datetime],
+    who: str,
+    reason: str,
+    progress: Callable[[int], None],
+) -> int:
+    """Insert the deliveries, a thousand in each transaction; returns how many there are.
+
+    An event that was removed meanwhile gets none. The audit row counts what is inserted, so that
+    it is right even if this is interrupted.
+    """
+    run, details = 0, {"listener": planned.listener.listener, "events": len(planned.positions)}
+    audit = Audit("replay", planned.filter, who=who, reason=reason, details=details)
+    for at in range(0, len(planned.positions), _CHUNK):
+        chunk = planned.positions[at : at + _CHUNK]
+        async with database.writer.begin() as connection:
+            run = run or await _next_run(connection, planned.listener.id)
+            made = await _insert(connection, planned.listener, run, chunk, now())
+            await audit.add(connection, made, now())
+        progress(len(chunk))
+    return audit.count
+
+
+async def _refuse_below_floor(connection: AsyncConnection, since: dt.datetime | None) -> None:
+    event = tables.event
+    floor = await connection.scalar(sa.select(sa.func.max(tables.log.c.floor))) or 0
+    if floor == 0:
+        return
+    begins = await connection.scalar(
+        sa.select(event.c.recorded_at)
+        .where(event.c.position > floor)
+        .order_by(event.c.position)
+        .limit(1)
+    )
+    if begins is not None and since is not None and since >= begins:
+        return
+    left = f"since={begins.isoformat()}" if begins else "id=… of an event that is left"
+    raise OperationError(
+        f"Events up to position {floor} of the log may have been removed, so that nothing can be"
+        f" replayed from the beginning. What is left: {left}"
+    )
+
+
+async def _next_run(connection: AsyncConnection, subscription: int) -> int:
+    """A number for the run. Another replay of this listener waits until the first rows are in."""
+    delivery = tables.delivery
+    await connection.execute(
+        sa.select(tables.subscription.c.id)
+        .where(tables.subscription.c.id == subscription)
+        .with_for_update()
+    )
+    highest = sa.select(sa.func.max(delivery.c.run)).where(
+        delivery.c.subscription_id == subscription
+    )
+    return (await connection.scalar(highest) or 0) + 1
+
+
+async def _insert(
+    connection: AsyncConnection,
+    listener: Subscribed,
+    run: int,
+    positions: Sequence[int],
+    now: dt.datetime,
+) -> int:
+    event, delivery = tables.event, tables.delivery
+    of_these = event.c.position.in_(positions)
+    if listener.ordered:
+        await lock_keys(
+            connection, await connection.scalars(sa.select(event.c.key).where(of_these))
+        )
+    values: dict[str, Any] = {
+        "event_position": event.c.position,
+        "subscription_id": sa.literal(listener.id, sa.BigInteger),
+        "run": sa.literal(run, sa.Integer),
+        "event_version": event.c.version,
+        "lane": event.c.key if listener.ordered else sa.null(),
+        "state": sa.literal("waiting" if listener.ordered else "pending", sa.String),
+        "due": sa.literal(now, delivery.c.due.type),
+        "attempts": sa.literal(0, sa.Integer),
+        "losses": sa.literal(0, sa.Integer),
+    }
+    # Held, so that retention does not remove an event that gets a delivery.
+    rows = (
+        sa.select(*values.values())
+        .where(of_these)
+        .order_by(event.c.position)
+        .with_for_update(read=True)
+    )
+    made = await connection.execute(
+        sa.insert(delivery).from_select(list(values), rows).returning(delivery.c.lane)
+    )
+    lanes = [lane for (lane,) in made]
+    await promote(connection, {(listener.id, lane) for lane in lanes if lane is not None})
+    return len(lanes)

@@ -1,0 +1,167 @@
+"""How listeners stand: what waits for them, since when, and which processes run them."""
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..engines import Database
+from ..errors import OperationError
+from .filters import unknown_listener
+
+Row = dict[str, Any]
+"""One thing that was found, by the names of its columns."""
+
+# A worker says every few seconds that it lives; one that does not is gone, or hangs.
+ALIVE = dt.timedelta(seconds=30)
+_UNFINISHED = ("pending", "waiting", "working", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """A stored subscription: names are the listener's, old ones too; events are those it wants."""
+
+    id: int
+    listener: str
+    names: tuple[str, ...]
+    events: tuple[str, ...]
+    ordered: bool
+    paused_until: dt.datetime | None
+    paused_reason: str | None
+    retired_at: dt.datetime | None
+
+
+def utc_now() -> dt.datetime:
+    """The system's time."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Standing:
+    """Subscriptions of a database, and how far they are.
+
+    now tells the time by which deliveries are due.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], dt.datetime] = utc_now) -> None:
+        self._database = database
+        self._now = now
+
+    async def lag(self) -> list[Row]:
+        """What each listener has before it, and since when: one row per subscription.
+
+        oldest_seconds is the age of the event that has waited longest among pending deliveries
+        (None: nothing is pending); attended says whether a live process runs the listener.
+        """
+        async with self._database.reader.connect() as connection:
+            subscribed = await self._subscriptions(connection)
+            counts = {state: await _counts(connection, state) for state in _UNFINISHED}
+            firsts = [first for _, first in counts["pending"].values()]
+            event, delivery = tables.event, tables.delivery
+            recorded = sa.select(delivery.c.id, event.c.recorded_at).join(
+                event, event.c.position == delivery.c.event_position
+            )
+            since = {
+                row.id: row.recorded_at
+                for row in await connection.execute(recorded.where(delivery.c.id.in_(firsts)))
+            }
+            live = await self._workers(connection)
+        running = {name for worker in live if worker["alive"] for name in worker["listeners"]}
+        rows = []
+        for one in subscribed:
+            _, first = counts["pending"].get(one.id, (0, None))
+            oldest = since.get(first)
+            rows.append(
+                {
+                    "listener": one.listener,
+                    **{state: counts[state].get(one.id, (0, 0))[0] for state in _UNFINISHED},
+                    "oldest_seconds": oldest and (self._now() - oldest).total_seconds(),
+                    "paused_until": self._pause(one),
+                    "paused_reason": one.paused_reason if self._pause(one) else None,
+                    "retired_at": one.retired_at,
+                    "attended": not running.isdisjoint(one.names),
+                }
+            )
+        return rows
+
+    async def workers(self) -> list[Row]:
+        """Processes that deliver, or did, the last seen first; alive: seen within 30 seconds."""
+        async with self._database.reader.connect() as connection:
+            return await self._workers(connection)
+
+    async def unattended(self) -> list[str]:
+        """Listeners, not retired, that no live process runs."""
+        lag = await self.lag()
+        return [one["listener"] for one in lag if not one["attended"] and not one["retired_at"]]
+
+    async def health(self) -> Row:
+        """pending and dead: how many; oldest_pending_seconds: how long one has waited, or None."""
+        lag = await self.lag()
+        ages = [one["oldest_seconds"] for one in lag if one["oldest_seconds"] is not None]
+        return {
+            "pending": sum(one["pending"] for one in lag),
+            "oldest_pending_seconds": max(ages, default=None),
+            "dead": sum(one["dead"] for one in lag),
+        }
+
+    async def _subscription(self, connection: AsyncConnection, listener: str) -> Subscribed:
+        subscribed = await self._subscriptions(connection)
+        for one in subscribed:
+            if listener in one.names:
+                return one
+        known = [name for one in subscribed for name in one.names]
+        raise OperationError(unknown_listener(listener, known))
+
+    async def _subscriptions(self, connection: AsyncConnection) -> Sequence[Subscribed]:
+        subscription, name = tables.subscription, tables.subscription_name
+        stored = (await connection.execute(sa.select(name).order_by(name.c.name))).all()
+
+        def names(of: int, kind: str) -> tuple[str, ...]:
+            return tuple(
+                row.name for row in stored if (row.subscription_id, row.kind) == (of, kind)
+            )
+
+        found = await connection.execute(sa.select(subscription).order_by(subscription.c.listener))
+        return [
+            Subscribed(
+                id=row.id,
+                listener=row.listener,
+                names=tuple(dict.fromkeys((row.listener, *names(row.id, "listener")))),
+                events=names(row.id, "event"),
+                ordered=row.ordered,
+                paused_until=row.paused_until,
+                paused_reason=row.paused_reason,
+                retired_at=row.retired_at,
+            )
+            for row in found
+        ]
+
+    async def _workers(self, connection: AsyncConnection) -> list[Row]:
+        query = sa.select(tables.worker).order_by(tables.worker.c.seen_at.desc())
+        rows = rows_of(await connection.execute(query))
+        return [{**row, "alive": row["seen_at"] > self._now() - ALIVE} for row in rows]
+
+    def _pause(self, one: Subscribed) -> dt.datetime | None:
+        is_paused = one.paused_until is not None and one.paused_until > self._now()
+        return one.paused_until if is_paused else None
+
+
+async def _counts(connection: AsyncConnection, state: str) -> Mapping[int, tuple[int, int]]:
+    """How many deliveries each subscription has in a state, and the first of them."""
+    delivery = tables.delivery
+    query = sa.select(
+        delivery.c.subscription_id, sa.func.count().label("count"), sa.func.min(delivery.c.id)
+    )
+    conditions = [tables.is_in(state)]
+    if state == "waiting":
+        conditions.append(tables.is_unfinished(delivery))
+    found = await connection.execute(query.where(*conditions).group_by(delivery.c.subscription_id))
+    return {subscription: (count, first) for subscription, count, first in found}
+
+
+def rows_of(found: sa.CursorResult[Any]) -> list[Row]:
+    """Rows by the names of their columns."""
+    return [dict(row) for row in found.mappings()]

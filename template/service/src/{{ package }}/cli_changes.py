@@ -1,0 +1,222 @@
+"""The commands of `events` that change something: count, show, ask, and do just that."""
+
+import getpass
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .bus.errors import OperationError
+from .bus.operating.changes import Selection
+from .bus.operating.filters import duration
+from .bus.operating.operations import Operations
+from .cli_events import AsJson, Listener, Where, run_operations
+from .cli_output import (
+    ask,
+    counted,
+    print_json,
+    tell_changed,
+    tell_counts,
+    text,
+)
+
+changes = typer.Typer()
+
+Row = dict[str, Any]
+Change = Callable[..., Awaitable[int]]
+
+
+def _or_user(who: str) -> str:
+    if who:
+        return who
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container's user may have no name.
+        return "unknown"
+
+
+Ids = Annotated[list[int] | None, typer.Argument(help="Deliveries by their ids.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in bus_audit.")]
+Who = Annotated[
+    str,
+    typer.Option(help="Who does it.", callback=_or_user, show_default="the system's user"),
+]
+Edit = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="A corrected payload, as JSON.")
+]
+
+
+@changes.command()
+def retry(
+    ids: Ids = None,
+    where: Where = "",
+    edit: Edit = None,
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run dead letters again, and what waits for its next attempt now; --edit: one, corrected."""
+    if edit is None:
+        _change("retry", Operations.retry, _where(ids, where), yes, as_json, who=who, reason=reason)
+        return
+    if ids is None or len(ids) != 1 or where:
+        raise OperationError("--edit is for one delivery, by its id.")
+    [one] = ids
+    payload = _payload(edit)
+    ask(f"Drop delivery {one}, and deliver a new event with this payload instead?", yes)
+    made = run_operations(lambda operations: operations.edit(one, payload, who=who, reason=reason))
+    print_json({"event": made}) if as_json else typer.echo(f"Stored as event {made}.")
+
+
+@changes.command()
+def drop(
+    ids: Ids = None,
+    where: Where = "",
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give deliveries up: they will not run any more."""
+    _change("drop", Operations.drop, _where(ids, where), yes, as_json, who=who, reason=reason)
+
+
+@changes.command()
+def replay(
+    listener: Listener,
+    where: Where = "",
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run a listener again over past events; what it does is done again."""
+    planned = run_operations(lambda operations: operations.plan_replay(listener, where))
+    total = len(planned.positions)
+    tell_counts([{"event": name, "count": n} for name, n in planned.counts.items()], as_json)
+    if total:
+        ask(f"Run {listener} again over {counted(total, 'event')}?", yes)
+    with typer.progressbar(length=total, label="Replay", file=sys.stderr) as bar:
+        made = run_operations(
+            lambda operations: operations.replay(
+                planned, who=who, reason=reason, progress=bar.update
+            )
+        )
+    tell_changed("replay", made, total, as_json)
+
+
+@changes.command()
+def pause(
+    listener: Listener,
+    span: Annotated[str | None, typer.Option("--for", help="10m, 1h; until resume if not.")] = None,
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Start nothing of a listener for a time."""
+    length = None if span is None else duration(span)
+    _show_lag(listener, as_json)
+    ask(f"Pause {listener}?", yes)
+    until = run_operations(
+        lambda operations: operations.pause(listener, span=length, who=who, reason=reason)
+    )
+    told = f"until {text(until)}" if length else "until it is resumed"
+    print_json({"until": until}) if as_json else typer.echo(f"Paused {told}.")
+
+
+@changes.command()
+def resume(
+    listener: Listener,
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """End a pause."""
+    _show_lag(listener, as_json)
+    ask(f"Resume {listener}?", yes)
+    run_operations(lambda operations: operations.resume(listener, who=who, reason=reason))
+    print_json({"resumed": listener}) if as_json else typer.echo("Resumed.")
+
+
+@changes.command()
+def retire(
+    listener: Listener,
+    drop: Annotated[bool, typer.Option("--drop", help="Drop what it has left.")] = False,
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make no more deliveries for a listener that is gone from the code."""
+    left = run_operations(lambda operations: operations.select_left("drop", listener))
+    tell_counts(left.counts, as_json)
+    also = f" and drop {counted(len(left.ids), 'delivery')}" if drop else ""
+    ask(f"Retire {listener}{also}?", yes)
+    run_operations(lambda operations: operations.retire(listener, who=who, reason=reason))
+    dropped = (
+        run_operations(lambda operations: operations.drop(left, who=who, reason=reason))
+        if drop
+        else 0
+    )
+    print_json({"retired": listener, "dropped": dropped}) if as_json else typer.echo("Retired.")
+
+
+@changes.command()
+def move(
+    listener: Listener,
+    to: Annotated[str, typer.Argument(help="The listener that takes them over.")],
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Hand what a listener that is gone has left to another one."""
+    left = run_operations(lambda operations: operations.select_left("move", listener))
+    tell_counts(left.counts, as_json)
+    if left.ids:
+        ask(f"Move {counted(len(left.ids), 'delivery')} to {to}?", yes)
+    moved = run_operations(lambda operations: operations.move(left, to, who=who, reason=reason))
+    tell_changed("move", moved, len(left.ids), as_json)
+
+
+def _change(
+    action: str, change: Change, where: str, yes: bool, as_json: bool, **who_and_why: str
+) -> None:
+    """Count, show, ask, and then change just what was counted."""
+    chosen: Selection = run_operations(lambda operations: operations.select(action, where))
+    total = len(chosen.ids)
+    tell_counts(chosen.counts, as_json)
+    if total:
+        ask(f"{action.capitalize()} {counted(total, 'delivery')}?", yes)
+    changed = run_operations(lambda operations: change(operations, chosen, **who_and_why))
+    tell_changed(action, changed, total, as_json)
+
+
+def _where(ids: Sequence[int] | None, where: str) -> str:
+    """The filter for what is to be changed. Raises OperationError if nothing limits it."""
+    if not ids and not where.strip():
+        raise OperationError("Which deliveries? Give their ids, or --where 'state=dead …'.")
+    given = f"delivery={','.join(map(str, ids))}" if ids else ""
+    return f"{given} {where}".strip()
+
+
+def _payload(file: Path) -> Row:
+    try:
+        payload = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OperationError(f"{file}: expected JSON: {error}") from None
+    if not isinstance(payload, dict):
+        raise OperationError(f"{file}: expected a JSON object, the payload of the event")
+    return payload
+
+
+def _show_lag(listener: str, as_json: bool) -> None:
+    rows = [one for one in run_operations(Operations.lag) if one["listener"] == listener]
+    tell_counts([{"listener": listener, "count": one["pending"]} for one in rows], as_json)

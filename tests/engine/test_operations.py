@@ -1,0 +1,490 @@
+"""Operators see and change deliveries: only what they were shown, and never what is worked."""
+
+import datetime as dt
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from .conftest import Service, Shop, Start, notes
+
+pytestmark = pytest.mark.anyio
+
+LISTENERS = """
+    @listen
+    async def copy(event: NoteWritten) -> None: ...
+    @listen
+    async def mail(event: NoteWritten) -> None: ...
+"""
+COPIES = """
+    @listen
+    async def copy(event: NoteWritten) -> None: ...
+"""
+WHO = {"who": "alice", "reason": "a gateway was down"}
+
+
+class Desk:
+    """A service with deliveries that a test puts into the states that it needs."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.tables = service.shop.tables
+        module = service.shop.module("bus.operating.operations")
+        self.operations = module.Operations(service.database, service.runtime.catalog)
+
+    async def write(self, *texts: str) -> None:
+        for text in texts:
+            await self.service.send(self.service.shop.messages().Write(text=text))
+
+    async def put(self, listener: str = "notes.copy", **values: Any) -> None:
+        """Change all deliveries of a listener, in the order of their ids with lists."""
+        ids = [one.id for one in await self.service.deliveries() if one.listener == listener]
+        for number, each in enumerate(ids):
+            given = {k: v[number] if isinstance(v, list) else v for k, v in values.items()}
+            delivery = self.tables.delivery
+            await self.service.write(
+                sa.update(delivery).where(delivery.c.id == each).values(**given)
+            )
+
+    async def states(self, listener: str = "notes.copy") -> list[str]:
+        return [one.state for one in await self.service.deliveries() if one.listener == listener]
+
+    async def order(self) -> None:
+        """Make the deliveries of notes.copy those of an ordered listener, all in one lane."""
+        await self.service.write("UPDATE bus_subscription SET ordered = TRUE")
+        await self.put(lane="k")
+
+    async def change(self, action: str, where: str) -> int:
+        chosen = await self.operations.select(action, where)
+        changed: int = await getattr(self.operations, action)(chosen, **WHO)
+        return changed
+
+    async def audit(self) -> list[tuple[str, str, str, int]]:
+        rows = await self.operations.changes()
+        return [(one["who"], one["action"], one["reason"], one["count"]) for one in rows]
+
+
+@pytest.fixture
+async def desk(shop: Shop, start: Start, url: str) -> Desk:
+    notes(shop, listeners=COPIES)
+    return Desk(await start(url))
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "told"),
+    [
+        ("state=dead colour=red", 12, "no field 'colour'. Fields: state, listener,"),
+        ("state=dying", 7, "States: waiting, pending"),
+        ("listener", 9, "expected listener=…"),
+        ("state~dead", 1, "~ is for listener, event"),
+        ("since=soon", 7, "expected 10m, 1h, 7d or a time"),
+        ("id=12", 4, "a UUID"),
+        ("run=-1", 5, "expected a number"),
+        ("delivery=99999999999999999999", 10, "expected a number"),
+        ('error~"no luck', 7, "the quote is not closed"),
+        ("state=", 7, "expected a value"),
+        ("since=9999999999999w", 7, "expected a time span"),
+        ("=dead", 1, "no field ''"),
+    ],
+)
+def test_bad_filter_is_told_with_its_place(shop: Shop, text: str, position: int, told: str) -> None:
+    filters = shop.module("bus.operating.filters")
+    with pytest.raises(shop.module("bus.errors").OperationError) as refused:
+        filters.parse(text, dt.datetime.now(dt.UTC))
+    message = str(refused.value)
+    assert message.startswith(f"filter, position {position}: ")
+    assert told in message
+    assert message.endswith("\n  " + " " * (position - 1) + "^")
+
+
+async def test_each_field_finds_its_deliveries(desk: Desk) -> None:
+    await desk.write("a", "b, c", "d")
+    await desk.put(
+        state=["dead", "pending", "done"],
+        error_type=["ReadTimeout", None, None],
+        error_message=["it was 100% late", None, None],
+        error_frame=["shop.slices.notes.listeners:copy:7", None, None],
+        run=[0, 3, 0],
+    )
+    event = (await desk.service.events())[2]
+    first = (await desk.service.deliveries())[0].id
+    found = {
+        "state=dead": ["a"],
+        "state=dead,done": ["a", "d"],
+        "listener=notes.copy state=pending": ["b, c"],
+        "listener~COPY": ["a", "b, c", "d"],
+        "event=notes.NoteWritten key=a,d": ["a", "d"],
+        'key="b, c"': ["b, c"],
+        "error=ReadTimeout": ["a"],
+        "error=Timeout": [],
+        "error~timeout": ["a"],
+        "error~100%": ["a"],
+        "error~_": [],
+        "frame~copy": ["a"],
+        f"correlation={event.correlation_id}": ["d"],
+        f"id={event.id}": ["d"],
+        f"delivery={first}": ["a"],
+        "run=3": ["b, c"],
+        "since=1h": ["a", "b, c", "d"],
+        "until=1h": [],
+        "since=2001-01-01 until=2001-01-02T10:00": [],
+        "": ["a", "b, c", "d"],
+    }
+    for where, keys in found.items():
+        rows = await desk.operations.deliveries(where)
+        assert sorted(one["key"] for one in rows) == keys, where
+        assert [one["key"] async for one in desk.operations.export(where)] == keys, where
+    assert [one["key"] for one in await desk.operations.deliveries(limit=1)] == ["d"]
+    with pytest.raises(Exception, match=r"position 1: no listener 'notes.cpy'.*notes\.copy"):
+        await desk.operations.deliveries("listener=notes.cpy")
+
+
+async def test_event_and_delivery_are_shown_with_every_attempt(desk: Desk) -> None:
+    await desk.write("a")
+    [delivery] = await desk.service.deliveries()
+    [event] = await desk.service.events()
+    failed = {"failed_at": event.recorded_at, "error_type": "E", "error_frame": ""}
+    for number in (1, 2):
+        row = {"delivery_id": delivery.id, "number": number, "error_message": "x", **failed}
+        await desk.service.write(sa.insert(desk.tables.attempt).values(**row))
+    by_delivery = await desk.operations.show(delivery.id)
+    assert by_delivery == await desk.operations.show(event.id)
+    assert by_delivery["event"]["payload"] == {"text": "a"}
+    [shown] = by_delivery["deliveries"]
+    assert [one["number"] for one in shown["attempts_made"]] == [1, 2]
+    for missing in (delivery.id + 1, uuid4()):
+        with pytest.raises(Exception, match=f"{missing} is stored here"):
+            await desk.operations.show(missing)
+
+
+async def test_dead_letters_are_grouped(desk: Desk) -> None:
+    await desk.write("a", "b", "c")
+    await desk.put(state="dead", error_type=["E", "E", "F"], error_frame="here:1")
+    groups = await desk.operations.dead_letters()
+    told = [
+        (one["listener"], one["error_type"], one["error_frame"], one["count"]) for one in groups
+    ]
+    assert told == [("notes.copy", "E", "here:1", 2), ("notes.copy", "F", "here:1", 1)]
+
+
+async def test_lag_names_who_is_behind_and_whom_nobody_runs(desk: Desk) -> None:
+    await desk.write("a", "b")
+    await desk.put(state=["dead", "pending"])
+    hour = dt.timedelta(hours=1)
+    now = dt.datetime.now(dt.UTC)
+    await desk.service.write(sa.update(desk.tables.event).values(recorded_at=now - hour))
+    [row] = await desk.operations.lag()
+    assert (row["pending"], row["dead"], row["attended"]) == (1, 1, False)
+    assert 3600 <= row["oldest_seconds"] < 3700
+    assert await desk.operations.unattended() == ["notes.copy"]
+    health = await desk.operations.health()
+    assert (health["pending"], health["dead"]) == (1, 1)
+    assert 3600 <= health["oldest_pending_seconds"] < 3700
+
+    worker = {"host": "h", "pid": 1, "version": "1", "slices": ["notes"], "started_at": now}
+    for seen in (now, now - hour):
+        row = {"id": uuid4(), "listeners": ["notes.copy"], "seen_at": seen, **worker}
+        await desk.service.write(sa.insert(desk.tables.worker).values(**row))
+    assert [one["alive"] for one in await desk.operations.workers()] == [True, False]
+    assert await desk.operations.unattended() == []
+
+
+async def test_retry_runs_what_was_shown_and_nothing_else(desk: Desk) -> None:
+    await desk.write("dead", "backs off", "worked", "done", "due")
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    now = dt.datetime.now(dt.UTC)
+    await desk.put(
+        state=["dead", "pending", "working", "done", "pending"],
+        due=[now, later, now, now, now],
+        attempts=9,
+        losses=[3, 0, 0, 0, 0],
+    )
+    chosen = await desk.operations.select("retry", "since=1h")
+    assert [(one["state"], one["count"]) for one in chosen.counts] == [("dead", 1), ("pending", 1)]
+    await desk.write("dead since it was shown")
+    await desk.put(state=["dead", "pending", "working", "done", "pending", "dead"])
+    assert await desk.operations.retry(chosen, **WHO) == 2
+    assert await desk.states() == ["pending", "pending", "working", "done", "pending", "dead"]
+    found = await desk.service.deliveries()
+    assert [one.attempts for one in found] == [0, 0, 9, 9, 9, 0]
+    assert found[0].losses == 1
+    assert found[1].due < later
+    assert await desk.audit() == [("alice", "retry", "a gateway was down", 2)]
+    [row] = await desk.operations.changes()
+    assert row["details"] == {"chosen": 2, "deliveries": [found[0].id, found[1].id]}
+
+
+async def test_what_a_worker_has_taken_since_it_was_shown_is_left_alone(desk: Desk) -> None:
+    await desk.write("a", "b")
+    await desk.put(state="dead")
+    retried = await desk.operations.select("retry", "state=dead")
+    dropped = await desk.operations.select("drop", "state=dead")
+    await desk.put(state=["working", "dead"])
+    assert await desk.operations.retry(retried, **WHO) == 1
+    await desk.put(state=["working", "dead"])
+    assert await desk.operations.drop(dropped, **WHO) == 1
+    assert await desk.states() == ["working", "dropped"]
+
+
+async def test_what_a_transaction_holds_is_left_alone(
+    shop: Shop, start: Start, postgresql_url: str
+) -> None:
+    notes(shop, listeners=COPIES)
+    desk = Desk(await start(postgresql_url))
+    await desk.write("held", "free")
+    await desk.put(state="dead")
+    held = "SELECT id FROM bus_delivery ORDER BY id LIMIT 1 FOR UPDATE"
+    async with desk.service.database.writer.begin() as connection:
+        await connection.execute(sa.text(held))
+        assert await desk.change("retry", "state=dead") == 1
+    assert await desk.states() == ["dead", "pending"]
+
+
+async def test_looking_uses_the_indexes_of_what_is_unfinished(
+    shop: Shop, start: Start, sqlite_url: str
+) -> None:
+    notes(shop, listeners=COPIES)
+    desk = Desk(await start(sqlite_url))
+    seen: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        seen.append(statement)
+
+    sa.event.listen(desk.service.database.reader.sync_engine, "before_cursor_execute", note)
+    await desk.operations.dead_letters()
+    await desk.operations.lag()
+    counting = [one for one in seen if "count(*)" in one]
+    used = []
+    for statement in counting:
+        plan = await desk.service.rows(f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
+        used.append(" ".join(one.detail for one in plan))
+    indexes = ("dead", "claim", "order", "lease", "dead")
+    for detail, index in zip(used, indexes, strict=True):
+        assert f"ix_bus_delivery_{index}" in detail
+
+
+async def test_failed_change_leaves_no_audit_row(desk: Desk, monkeypatch: Any) -> None:
+    await desk.write("a")
+    await desk.put(state="dead")
+    chosen = await desk.operations.select("drop", "state=dead")
+
+    async def fail(*_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(desk.service.shop.module("bus.operating.audit").Audit, "add", fail)
+    with pytest.raises(LookupError):
+        await desk.operations.drop(chosen, **WHO)
+    assert await desk.states() == ["dead"]
+    assert await desk.audit() == []
+
+
+async def test_dropping_the_first_of_a_lane_lets_the_next_one_run(desk: Desk) -> None:
+    await desk.write("a", "b", "c", "d")
+    await desk.order()
+    await desk.put(state=["dead", "waiting", "waiting", "waiting"], lane=["k", "k", "k", "other"])
+    assert await desk.change("drop", "state=dead") == 1
+    assert await desk.states() == ["dropped", "pending", "waiting", "waiting"]
+    assert await desk.change("drop", "key=c") == 1
+    assert await desk.states() == ["dropped", "pending", "dropped", "waiting"]
+
+
+async def test_retried_first_of_a_lane_stays_first(desk: Desk) -> None:
+    await desk.write("a", "b")
+    await desk.order()
+    await desk.put(state=["dead", "waiting"])
+    await desk.change("retry", "state=dead")
+    assert await desk.states() == ["pending", "waiting"]
+    await desk.put(state=["dead", "working"])
+    await desk.change("retry", "state=dead")
+    assert await desk.states() == ["waiting", "working"]
+
+
+async def test_edited_event_takes_the_place_of_the_one_that_fails(desk: Desk) -> None:
+    await desk.write("a", "b")
+    await desk.order()
+    await desk.put(state=["dead", "waiting"])
+    first = (await desk.service.deliveries())[0]
+    with pytest.raises(Exception, match=r"does not fit notes.NoteWritten(.|\n)*text"):
+        await desk.operations.edit(first.id, {"txt": "A"}, **WHO)
+    assert await desk.states() == ["dead", "waiting"]
+    # The key of the lane that these deliveries were put into.
+    made = await desk.operations.edit(first.id, {"text": "k"}, **WHO)
+    old, _, new = await desk.service.events()
+    assert (old.payload, new.payload, new.id) == ({"text": "a"}, {"text": "k"}, made)
+    assert (new.causation_id, new.headers["edited_from"]) == (old.id, str(old.id))
+    assert new.correlation_id == old.correlation_id
+    assert await desk.states() == ["dropped", "waiting", "pending"]
+    with pytest.raises(Exception, match="is dropped; only one that is dead or pending"):
+        await desk.operations.edit(first.id, {"text": "k"}, **WHO)
+    assert await desk.audit() == [("alice", "edit", "a gateway was down", 1)]
+
+
+async def test_edited_event_is_delivered(desk: Desk) -> None:
+    await desk.write("a")
+    [delivery] = await desk.service.deliveries()
+    await desk.put(state="dead")
+    await desk.operations.edit(delivery.id, {"text": "b"}, **WHO)
+    await desk.service.settled()
+    assert await desk.states() == ["dropped", "done"]
+
+
+async def test_replay_runs_a_listener_again(desk: Desk, monkeypatch: Any) -> None:
+    monkeypatch.setattr(desk.service.shop.module("bus.operating.replays"), "_CHUNK", 2)
+    await desk.write("a", "b", "c")
+    await desk.service.settled()
+    planned = await desk.operations.plan_replay("notes.copy", "key=a,b,c")
+    await desk.write("d")
+    steps: list[int] = []
+    assert await desk.operations.replay(planned, **WHO, progress=steps.append) == 3
+    assert steps == [2, 1]
+    again = await desk.operations.plan_replay("notes.copy", "key=a")
+    await desk.operations.replay(again, **WHO)
+    await desk.service.settled()
+    found = [(one.run, one.state) for one in await desk.service.deliveries()]
+    assert sorted(found) == [(0, "done")] * 4 + [(1, "done")] * 3 + [(2, "done")]
+    assert [count for *_, count in await desk.audit()] == [1, 3]
+    with pytest.raises(Exception, match="state cannot be used here, only event, key"):
+        await desk.operations.plan_replay("notes.copy", "state=dead")
+
+
+async def test_replay_keeps_the_order_of_lanes(desk: Desk) -> None:
+    await desk.write("a", "b")
+    await desk.service.write("UPDATE bus_subscription SET ordered = TRUE")
+    await desk.put(lane=["a", "b"], state=["done", "pending"])
+    for _ in range(2):
+        planned = await desk.operations.plan_replay("notes.copy")
+        await desk.operations.replay(planned, **WHO)
+    found = [(one.lane, one.run, one.state) for one in await desk.service.deliveries()]
+    assert found[2:] == [
+        ("a", 1, "pending"),
+        ("b", 1, "waiting"),
+        ("a", 2, "waiting"),
+        ("b", 2, "waiting"),
+    ]
+
+
+async def test_replay_refuses_what_is_below_the_floor(desk: Desk) -> None:
+    await desk.write("a", "b")
+    first, second = await desk.service.events()
+    log = {"id": 1, "floor": first.position}
+    await desk.service.write(sa.insert(desk.tables.log).values(**log))
+    with pytest.raises(Exception, match=r"from the beginning. What is left: since=") as refused:
+        await desk.operations.plan_replay("notes.copy")
+    left = str(refused.value).rpartition(" ")[2]
+    planned = await desk.operations.plan_replay("notes.copy", left)
+    assert planned.positions == (second.position,)
+    assert (await desk.operations.plan_replay("notes.copy", f"id={first.id}")).positions
+    with pytest.raises(Exception, match="from the beginning"):
+        await desk.operations.plan_replay("notes.copy", "since=1h")
+
+
+async def test_pause_lasts_until_it_is_resumed(desk: Desk) -> None:
+    await desk.operations.pause("notes.copy", **WHO)
+    [row] = await desk.operations.lag()
+    assert (row["paused_until"].year, row["paused_reason"]) == (9999, "a gateway was down")
+    await desk.operations.resume("notes.copy", who="bob")
+    [row] = await desk.operations.lag()
+    assert (row["paused_until"], row["paused_reason"]) == (None, None)
+    until = await desk.operations.pause("notes.copy", span=dt.timedelta(minutes=10), who="bob")
+    assert dt.timedelta(minutes=9) < until - dt.datetime.now(dt.UTC) <= dt.timedelta(minutes=10)
+    assert [action for _, action, *_ in await desk.audit()] == ["pause", "resume", "pause"]
+
+
+async def without_copy(shop: Shop, start: Start, url: str, *states: str) -> Desk:
+    """A database with deliveries of notes.copy, and code that has only notes.mail."""
+    notes(shop, listeners=LISTENERS)
+    old = Desk(await start(url))
+    await old.write(*(f"note {number}" for number, _ in enumerate(states)))
+    await old.put(state=list(states))
+    await old.put("notes.mail", state="done")
+    shop.forget()
+    notes(shop, listeners=LISTENERS.replace("copy", "new_copy"))
+    return Desk(await start(url))
+
+
+async def test_listener_that_is_gone_is_retired(shop: Shop, start: Start, url: str) -> None:
+    desk = await without_copy(shop, start, url, "dead", "pending", "done")
+    with pytest.raises(Exception, match=r"notes.mail is still in this code"):
+        await desk.operations.retire("notes.mail", **WHO)
+    await desk.operations.retire("notes.copy", **WHO)
+    await desk.write("later")
+    assert await desk.states() == ["dead", "pending", "done"]
+    left = await desk.operations.select_left("drop", "notes.copy")
+    assert await desk.operations.drop(left, **WHO) == 2
+    assert await desk.states() == ["dropped", "dropped", "done"]
+    with pytest.raises(Exception, match=r"notes.copy is retired"):
+        await desk.operations.plan_replay("notes.copy")
+
+
+async def test_what_is_left_is_moved_to_another_listener(
+    shop: Shop, start: Start, url: str
+) -> None:
+    desk = await without_copy(shop, start, url, "dead", "pending", "working", "done")
+    left = await desk.operations.select_left("move", "notes.copy")
+    assert await desk.operations.move(left, "notes.mail", **WHO) == 0
+    assert await desk.operations.move(left, "notes.new_copy", **WHO) == 2
+    assert await desk.states() == ["working", "done"]
+    assert await desk.states("notes.new_copy") == ["dead", "pending"]
+    with pytest.raises(Exception, match=r"no listener 'notes.nobody'"):
+        await desk.operations.move(left, "notes.nobody", **WHO)
+
+
+async def test_what_is_moved_to_an_ordered_listener_takes_turns(
+    shop: Shop, start: Start, url: str
+) -> None:
+    desk = await without_copy(shop, start, url, "dead", "pending")
+    await desk.service.write("UPDATE bus_event SET key = 'k'")
+    await desk.service.write(
+        "UPDATE bus_subscription SET ordered = TRUE WHERE listener = 'notes.new_copy'"
+    )
+    left = await desk.operations.select_left("move", "notes.copy")
+    assert await desk.operations.move(left, "notes.new_copy", **WHO) == 2
+    assert await desk.states("notes.new_copy") == ["pending", "waiting"]
+
+
+async def test_check_names_what_this_code_cannot_deliver(
+    shop: Shop, start: Start, url: str
+) -> None:
+    desk = await without_copy(shop, start, url, "dead", "done")
+    await desk.write("fine", "newer", "renamed", "torn")
+    event = desk.tables.event
+    damage: dict[str, dict[str, Any]] = {
+        "newer": {"version": 2},
+        "renamed": {"name": "notes.Gone"},
+        "torn": {"payload": {"txt": 1}},
+    }
+    for key, values in damage.items():
+        await desk.service.write(sa.update(event).where(event.c.key == key).values(**values))
+    await desk.service.write("UPDATE bus_delivery SET state = 'done' WHERE state = 'pending'")
+    findings = await desk.operations.check()
+    assert [(one.problem, one.listener, one.count) for one in findings] == [
+        ("no such listener in this code", "notes.copy", 1)
+    ]
+    await desk.put("notes.mail", state=["done", "done", *["waiting", "dead"] * 2])
+    stored = (await desk.service.events())[4]
+    later = {name: getattr(stored, name) for name in ("name", "version", "key", "payload")}
+    later |= {"headers": {}, "correlation_id": "c", "due": stored.recorded_at, "id": uuid4()}
+    await desk.service.write(sa.insert(desk.tables.scheduled).values(**later))
+    findings = await desk.operations.check()
+    told = {(one.problem, one.listener, one.event, one.count) for one in findings}
+    assert told == {
+        ("no such listener in this code", "notes.copy", "notes.NoteWritten", 1),
+        ("version 2 is newer than this code's, 1", "notes.mail", "notes.NoteWritten", 1),
+        ("no such event in this code", "notes.mail", "notes.Gone", 1),
+        ("no such event in this code", None, "notes.Gone", 1),
+        (
+            "the payload does not fit: text: Field required",
+            "notes.mail",
+            "notes.NoteWritten",
+            1,
+        ),
+    }
+    await desk.operations.retire("notes.copy", **WHO)
+    assert "notes.copy" not in {one.listener for one in await desk.operations.check()}
+
+
+async def test_ids_are_read_back_as_ids(desk: Desk) -> None:
+    await desk.write("a")
+    [row] = await desk.operations.deliveries()
+    assert isinstance(row["event_id"], UUID)
