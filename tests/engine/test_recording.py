@@ -43,6 +43,12 @@ KEPT = {
     "note.record(NoteWritten(text='x'))",
     "in a savepoint that was kept": f"{LOAD}\nasync with bus.savepoint():\n"
     "    note.record(NoteWritten(text='x'))",
+    "of an object that is merged": "note = Note(text='b')\nnote.record(NoteWritten(text='x'))\n"
+    "await session.merge(note)",
+    "of an object that is merged again": "note = Note(text='b')\n"
+    "note.record(NoteWritten(text='x'))\ntry:\n    async with bus.savepoint():\n"
+    "        await session.merge(note)\n        raise LookupError\nexcept LookupError:\n"
+    "    await session.merge(note)",
     "after it was expunged and added again": f"{LOAD}\nsession.expunge(note)\n"
     "note.record(NoteWritten(text='x'))\nsession.add(note)",
 }

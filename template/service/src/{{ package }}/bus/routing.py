@@ -8,10 +8,9 @@ from typing import Any
 from .bus import Bus, Route
 from .catalog import event_types
 from .errors import BusError
-from .injection import Source, bind, getters_of, passing
+from .injection import Source, bind, getters_of, passing, scoped
 from .marks import Listens, Proceed
 from .messages import Command, Event, Query
-from .services import Services
 from .unit import Resources, run_unit
 from .wiring import Wired, Wiring
 
@@ -42,7 +41,8 @@ def fill(
     for command, wired in wiring.handlers.items():
         routes.messages[command] = _route(resources, wiring, command, wired, constants)
     for name, wired in wiring.listeners.items():
-        call = _listener(wired, bind(wired.plan, constants, wiring.services))
+        call = bind(wired.plan, constants)
+        call = _listener(wired, scoped(call, [wired.plan], wiring.services))
         if isinstance(wired.marked.mark, Listens) and wired.marked.mark.inline:
             for event in event_types(wired.plan.message):
                 routes.inline.setdefault(event, []).append(call)
@@ -57,11 +57,13 @@ def _route(
     wired: Wired,
     constants: Mapping[Any, object],
 ) -> Route:
-    call = bind(wired.plan, constants, wiring.services)
+    call = bind(wired.plan, constants)
     guards = wiring.guards_of(command)
     for guard in reversed(guards):
-        call = _guarded(call, guard, constants, wiring.services)
-    needs_unit = any(one.plan.needs_unit for one in (wired, *guards))
+        call = _guarded(call, guard, constants)
+    plans = [one.plan for one in (wired, *guards)]
+    call = scoped(call, plans, wiring.services)
+    needs_unit = any(plan.needs_unit for plan in plans)
     if issubclass(command, Query):
         return _query_route(resources, call, wired.marked.where, needs_unit=needs_unit)
     return _command_route(resources, call, wired.marked.where, needs_unit=needs_unit)
@@ -96,13 +98,11 @@ def _query_route(resources: Resources, call: Route, where: str, *, needs_unit: b
     return route
 
 
-def _guarded(
-    call: Route, guard: Wired, constants: Mapping[Any, object], services: Services
-) -> Route:
+def _guarded(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Route:
     if Source.PROCEED in guard.plan.sources:
         return _around(call, guard, constants)
     if guard.plan.is_async:
-        check = bind(guard.plan, constants, services)
+        check = bind(guard.plan, constants)
 
         async def after_awaiting(message: Any, bus: Bus) -> Any:
             await check(message, bus)

@@ -1,15 +1,31 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from .errors import BusError
 from .recording import EventLog, RecordingSession, use_log
 
 _ENDS = "bus_unit_ends"
+
+
+class UnitConnection(AsyncConnection):
+    """The connection of a unit's session, which refuses the same."""
+
+    async def commit(self) -> NoReturn:
+        raise _refusal("connection().commit")
+
+    async def rollback(self) -> NoReturn:
+        raise _refusal("connection().rollback")
+
+    async def close(self) -> NoReturn:
+        raise _refusal("connection().close")
+
+    async def invalidate(self, exception: BaseException | None = None) -> NoReturn:
+        raise _refusal("connection().invalidate")
 
 
 class UnitSession(AsyncSession):
@@ -39,6 +55,11 @@ class UnitSession(AsyncSession):
 
     def begin(self) -> NoReturn:
         raise _refusal("begin")
+
+    async def connection(self, *arguments: Any, **options: Any) -> AsyncConnection:
+        """The connection of the unit, for statements that go around the ORM."""
+        found = await super().connection(*arguments, **options)
+        return UnitConnection(found.engine, found.sync_connection)
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""
