@@ -4,15 +4,18 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated
 
 import typer
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from .app import PACKAGE, StartError, build_runtime, check_database, create_app, opened
 from .base import auth, logs, migrate
+from .base.dotenv import DotenvError, check_dotenv
 from .bus import WiringError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
@@ -30,9 +33,18 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on
 def main() -> None:
     """Run a command; what keeps the service from starting is told without a traceback."""
     try:
+        check_dotenv()
         cli()
-    except (StartError, WiringError, ValidationError) as error:
+    except (DotenvError, StartError, WiringError, SettingsError) as error:
         sys.exit(str(error))
+    except ValidationError as error:
+        sys.exit("\n".join(_told(error)))
+
+
+def _told(error: ValidationError) -> Iterator[str]:
+    for one in error.errors():
+        name = ".".join(map(str, one["loc"])).upper()
+        yield f"{error.title}: {name + ': ' if name else ''}{one['msg']}"
 
 
 @cli.command()

@@ -88,7 +88,7 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_marked)
         except Exception:
-            log.exception("unexpected_error")
+            log.exception("unexpected error")
             if status is not None:
                 # Half an answer is out: only the server can cut it off.
                 raise
@@ -103,7 +103,7 @@ def _trace(headers: Headers) -> Mapping[str, str]:
     if not _TRACEPARENT.fullmatch(parent):
         return {}
     state = headers.get("tracestate", "")
-    if state and len(state) <= 512 and state.isascii():
+    if state and len(state) <= 512 and state.isascii() and state.isprintable():
         return {"traceparent": parent, "tracestate": state}
     return {"traceparent": parent}
 

@@ -34,7 +34,7 @@ class Services:
         overrides = dict(overrides or {})
         self._instances: dict[Any, object] = {type(one): one for one in settings}
         self._instances |= {one: overrides.pop(one) for one in [*overrides] if _is_settings(one)}
-        for found in _settings_classes(modules):
+        for found in settings_classes(modules):
             self._settings_of(found)
         providers = [*_providers(modules), _replacing(overrides)]
         self._scopes = _scopes(providers)
@@ -81,7 +81,8 @@ def _is_settings(wanted: Any) -> bool:
     return isinstance(wanted, type) and issubclass(wanted, BaseSettings)
 
 
-def _settings_classes(modules: Iterable[ModuleType]) -> Iterable[type[BaseSettings]]:
+def settings_classes(modules: Iterable[ModuleType]) -> Iterable[type[BaseSettings]]:
+    """The settings that these modules define."""
     for module in modules:
         for value in vars(module).values():
             if _is_own_class(value, BaseSettings, module):
