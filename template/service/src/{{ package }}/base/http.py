@@ -8,15 +8,16 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..bus import Bus, Context, User
+from ..bus import Bus, Command, Context, User
 from ..bus.context import is_correlation_id, new_correlation_id
 from . import problems
 from .auth import user_of
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -25,11 +26,29 @@ _PROBES = {"/healthz", "/readyz"}
 log = structlog.stdlib.get_logger(__name__)
 
 
+class RequestBus(Bus):
+    """The bus of a request, which tells apart whose fault it is that something is not valid.
+
+    A command that the route cannot make is the request's fault. What a handler makes is not.
+    """
+
+    __slots__ = ()
+
+    async def send(self, command: Command[R]) -> R:
+        """Send as the Bus does, but raise RuntimeError for a ValidationError of the handler's."""
+        try:
+            return await super().send(command)
+        except ValidationError as error:
+            raise RuntimeError(
+                f"What handles {type(command).__name__} made something that is not valid"
+            ) from error
+
+
 async def bus_of(request: Request, user: Annotated[User | None, Depends(user_of)]) -> Bus:
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
     bus: Bus = request.app.state.runtime.bus(context)
-    return bus
+    return RequestBus(bus._routes, context)
 
 
 BusDep = Annotated[Bus, Depends(bus_of)]

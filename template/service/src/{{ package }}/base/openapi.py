@@ -16,7 +16,7 @@ _RESPONSE = {
     "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + Problem.__name__}}},
 }
 # Strict validation goes further where a validator of the user's has seen the value before: then a
-# date in a text is refused, too. So only these of its findings count, the others are FastAPI's.
+# date in a text is refused, too. So only these count; all else is for FastAPI to find.
 _NEVER = {"json_invalid", "int_type", "float_type", "bool_type"}
 _BUT_FOR_TEXTS = {"date_type", "datetime_type", "time_type", "time_delta_type"}
 
@@ -55,8 +55,9 @@ async def json_as_documented(request: Request) -> None:
     try:
         _adapter(route).validate_json(body, strict=True)
     except ValidationError as error:
-        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors() if _counts(one)]
-        if errors:
+        found = error.errors()
+        if any(map(_counts, found)):
+            errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
             raise RequestValidationError(errors) from error
 
 
