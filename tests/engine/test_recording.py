@@ -60,6 +60,32 @@ async def test_recorded_event_is_kept(shop: Shop, start: Start, url: str, body: 
     assert await told(service) == ["x"]
 
 
+async def test_event_of_an_object_that_is_merged_with_another_is_kept(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            remark = Remark(note_id=None)
+            remark.record(NoteWritten(text="x"))
+            await session.merge(Paper(remarks=[remark]))
+        """,
+        models="""
+        class Paper(Entity):
+            __tablename__ = "notes_papers"
+            remarks: Mapped[list["Remark"]] = sa.orm.relationship(cascade="all", lazy="raise")
+        class Remark(Entity):
+            __tablename__ = "notes_remarks"
+            note_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("notes_papers.id"))
+        """,
+    )
+    service = await start(url)
+    await service.send(shop.messages().Run())
+    assert await told(service) == ["x"]
+
+
 async def test_object_that_is_never_added_publishes_nothing(
     shop: Shop, start: Start, url: str
 ) -> None:

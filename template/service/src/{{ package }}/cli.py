@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from .bus import WiringError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
 from .bus.runtime import Runtime, build
+from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
 from .settings import Settings
 
@@ -38,13 +38,7 @@ def main() -> None:
     except (DotenvError, StartError, WiringError, SettingsError) as error:
         sys.exit(str(error))
     except ValidationError as error:
-        sys.exit("\n".join(_told(error)))
-
-
-def _told(error: ValidationError) -> Iterator[str]:
-    for one in error.errors():
-        name = ".".join(map(str, one["loc"])).upper()
-        yield f"{error.title}: {name + ': ' if name else ''}{one['msg']}"
+        sys.exit(told(error))
 
 
 @cli.command()

@@ -73,8 +73,15 @@ class Services:
             try:
                 self._instances[wanted] = wanted()
             except ValidationError as error:
-                raise WiringError(f"Settings {wanted.__name__}: {error}") from error
+                raise WiringError(told(error)) from error
         return self._instances[wanted]
+
+
+def told(error: ValidationError) -> str:
+    """What is wrong with settings, in one line, without what was found: it may be a secret."""
+    return "; ".join(
+        f"{'.'.join([error.title, *map(str, one['loc'])])}: {one['msg']}" for one in error.errors()
+    )
 
 
 def _is_settings(wanted: Any) -> bool:
