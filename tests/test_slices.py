@@ -119,6 +119,9 @@ def test_events_with_one_key_share_a_column(shop: Path) -> None:
         ("a_decim", "12345678901.00"),
         ("a_decim", "1.005"),
         ("a_datet", "2030-01-02T12:30:00"),
+        ("a_datet", "0001-01-01T00:00:00+23:59"),
+        ("a_str", "NUL \0"),
+        ("a_text", "half a surrogate pair \ud800"),
     ],
 )
 def test_what_a_column_cannot_hold_is_refused(shop: Path, field: str, value: object) -> None:

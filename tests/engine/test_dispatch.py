@@ -486,6 +486,46 @@ async def test_service_of_a_message_shares_the_session_of_the_unit(
     assert len(shop.seen) == 1
 
 
+async def test_functions_of_one_message_share_what_lives_for_it(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @guard
+        async def look(command: Run, notebook: Notebook) -> None:
+            seen.append(notebook)
+        @guard
+        async def look_again(command: Run, notebook: Notebook) -> None:
+            seen.append(notebook)
+        @handle
+        async def run(command: Run, notebook: Notebook, bus: Bus) -> None:
+            seen.append(notebook)
+            if command.text == "run":
+                await bus.send(Run(text="nested"))
+                assert seen[0].is_open
+        """,
+        providers="""
+        @dataclass
+        class Notebook:
+            is_open: bool = True
+        class Services(Provider):
+            @provide(scope=Scope.REQUEST)
+            async def notebook(self) -> AsyncIterator[Notebook]:
+                notebook = Notebook()
+                yield notebook
+                notebook.is_open = False
+        """,
+    )
+    service = await start(url)
+    await service.send(shop.messages().Run())
+    outer, nested = shop.seen[:3], shop.seen[3:]
+    assert [one is outer[0] for one in outer] == [True] * 3
+    assert [one is nested[0] for one in nested] == [True] * 3
+    assert outer[0] is not nested[0]
+    assert not outer[0].is_open
+
+
 @pytest.mark.parametrize("count", range(1, 7))
 async def test_any_number_of_parameters(shop: Shop, count: int) -> None:
     parameters = ", ".join(f"p{number}: Context" for number in range(count))

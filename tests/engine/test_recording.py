@@ -43,6 +43,12 @@ KEPT = {
     "note.record(NoteWritten(text='x'))",
     "in a savepoint that was kept": f"{LOAD}\nasync with bus.savepoint():\n"
     "    note.record(NoteWritten(text='x'))",
+    "of an object that is merged": "note = Note(text='b')\nnote.record(NoteWritten(text='x'))\n"
+    "await session.merge(note)",
+    "of an object that is merged again": "note = Note(text='b')\n"
+    "note.record(NoteWritten(text='x'))\ntry:\n    async with bus.savepoint():\n"
+    "        await session.merge(note)\n        raise LookupError\nexcept LookupError:\n"
+    "    await session.merge(note)",
     "after it was expunged and added again": f"{LOAD}\nsession.expunge(note)\n"
     "note.record(NoteWritten(text='x'))\nsession.add(note)",
 }
@@ -51,6 +57,32 @@ KEPT = {
 @pytest.mark.parametrize("body", KEPT.values(), ids=KEPT.keys())
 async def test_recorded_event_is_kept(shop: Shop, start: Start, url: str, body: str) -> None:
     service = await recorded(shop, start, url, body)
+    assert await told(service) == ["x"]
+
+
+async def test_event_of_an_object_that_is_merged_with_another_is_kept(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            remark = Remark(note_id=None)
+            remark.record(NoteWritten(text="x"))
+            await session.merge(Paper(remarks=[remark]))
+        """,
+        models="""
+        class Paper(Entity):
+            __tablename__ = "notes_papers"
+            remarks: Mapped[list["Remark"]] = sa.orm.relationship(cascade="all", lazy="raise")
+        class Remark(Entity):
+            __tablename__ = "notes_remarks"
+            note_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("notes_papers.id"))
+        """,
+    )
+    service = await start(url)
+    await service.send(shop.messages().Run())
     assert await told(service) == ["x"]
 
 

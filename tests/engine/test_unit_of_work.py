@@ -662,6 +662,10 @@ async def test_bus_and_session_are_over_with_the_handler(
         "async with session.begin(): pass",
         "await session.run_sync(lambda session: session.commit())",
         "await session.get_transaction().commit()",
+        "await (await session.connection()).commit()",
+        "await (await session.connection()).rollback()",
+        "await (await session.connection()).close()",
+        "await (await session.connection()).invalidate()",
     ],
 )
 async def test_handler_that_ends_the_transaction_is_refused(

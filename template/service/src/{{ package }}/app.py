@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from .base import auth, http, logs, problems
+from .base import auth, http, logs, openapi, problems
 from .base.branches import Branches
+from .base.dotenv import misspelt_names
+from .base.errors import Unavailable
+from .base.limits import BodyLimit
 from .bus.engines import Database
 from .bus.runtime import Runtime, build
-from .settings import Settings
+from .bus.services import settings_classes
+from .settings import TITLE, Settings
 
 PACKAGE = __name__.rpartition(".")[0]
 
@@ -21,8 +25,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = None) -> Runtime:
-    """The bus of this service on its database. Raises WiringError if the code does not fit."""
-    return build(
+    """The bus of this service on its database. Raises WiringError if the code does not fit.
+
+    A name in .env that is close to a setting's, and is none, is logged.
+    """
+    runtime = build(
         PACKAGE,
         database=Database(settings.database_url),
         settings=[settings],
@@ -30,6 +37,11 @@ def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = 
         overrides=overrides,
         key_lifetime=dt.timedelta(hours=settings.idempotency_hours),
     )
+    modules = [module for found in runtime.catalog.modules.values() for module in found]
+    known = [type(settings), *settings_classes([auth, *modules])]
+    for name, meant in misspelt_names(known).items():
+        log.warning("no setting has this name, which is in .env", name=name, did_you_mean=meant)
+    return runtime
 
 
 class StartError(Exception):
@@ -56,17 +68,19 @@ async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runti
     """Check the database, open the bus, and deliver events meanwhile. Raises StartError."""
     if runtime.database is None:
         raise StartError("The service needs a database.")
-    await check_database(runtime.database)
-    async with runtime:
-        delivering = asyncio.create_task(runtime.relay.run()) if relay else None
-        await asyncio.sleep(0)  # The relay begins now, so that readiness can tell.
-        try:
-            yield runtime
-        finally:
-            runtime.relay.stop()
-            if delivering is not None:
-                await delivering
-    await runtime.database.close()
+    try:
+        await check_database(runtime.database)
+        async with runtime:
+            delivering = asyncio.create_task(runtime.relay.run()) if relay else None
+            await asyncio.sleep(0)  # The relay begins now, so that readiness can tell.
+            try:
+                yield runtime
+            finally:
+                runtime.relay.stop()
+                if delivering is not None:
+                    await delivering
+    finally:
+        await runtime.database.close()
 
 
 def create_app(
@@ -88,13 +102,17 @@ def create_app(
         async with opened(runtime, relay=relay):
             yield
 
-    app = FastAPI(title=PACKAGE, lifespan=lifespan)
+    app = FastAPI(
+        title=TITLE, lifespan=lifespan, dependencies=[Depends(openapi.json_as_documented)]
+    )
     app.state.runtime = runtime
     problems.install(app)
+    openapi.install(app)
     auth.install(app)
     for router in runtime.routers:
         app.include_router(router)
     _add_probes(app, runtime)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     http.install(app)
     return app
 
@@ -107,7 +125,7 @@ def _add_probes(app: FastAPI, runtime: Runtime) -> None:
         return {"process": "ok"}
 
     @app.get("/readyz", tags=["service"])
-    async def readyz(response: Response) -> dict[str, str]:
+    async def readyz() -> dict[str, str]:
         checks = {"database": "ok", "relay": "ok" if runtime.relay.alive else "not running"}
         try:
             if runtime.database and (await branches.compare(runtime.database)).behind:
@@ -116,5 +134,5 @@ def _add_probes(app: FastAPI, runtime: Runtime) -> None:
             log.exception("readiness check failed")
             checks["database"] = "not reachable"
         if set(checks.values()) != {"ok"}:
-            response.status_code = 503
+            raise Unavailable("The service is not ready; checks says why.", checks=checks)
         return checks

@@ -10,14 +10,17 @@ from typing import Annotated
 import typer
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from .app import PACKAGE, StartError, build_runtime, check_database, create_app, opened
 from .base import auth, logs, migrate
+from .base.dotenv import DotenvError, check_dotenv
 from .bus import WiringError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
 from .bus.errors import OperationError
 from .bus.runtime import Runtime, build
+from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
 from .cli_changes import changes
 from .cli_events import events
@@ -35,9 +38,12 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on
 def main() -> None:
     """Run a command; what keeps the service from starting is told without a traceback."""
     try:
+        check_dotenv()
         cli()
-    except (StartError, WiringError, ValidationError, OperationError) as error:
+    except (DotenvError, StartError, WiringError, SettingsError, OperationError) as error:
         sys.exit(str(error))
+    except ValidationError as error:
+        sys.exit(told(error))
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from annotated_types import GroupedMetadata
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from uuid_utils.compat import uuid7
 
@@ -17,10 +17,28 @@ from ..bus.recording import Recorder
 from ..bus.types import Exact, Utc
 from .errors import Conflict
 
-__all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "Utc"]
+__all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "Utc", "UtcDatetime"]
 
 # In a message: a number that a column of type BigInteger can hold.
 BigInt = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def _iso_8601(value: Any) -> Any:
+    """Refuse seconds since 1970, which pydantic would take, as text too."""
+    if isinstance(value, dt.datetime) or (isinstance(value, str) and value[4:5] == "-"):
+        return value
+    raise ValueError("expected a date and a time with a zone, such as 2030-01-02T12:30:00Z")
+
+
+def _in_utc(value: dt.datetime) -> dt.datetime:
+    try:
+        return value.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError("in UTC, the year would not be one of 1 to 9999") from None
+
+
+# In a message: a point in time, which is turned into UTC, as it is when it is read again.
+UtcDatetime = Annotated[AwareDatetime, BeforeValidator(_iso_8601), AfterValidator(_in_utc)]
 
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -1,22 +1,24 @@
 """What handlers raise to say no; each becomes a problem document with its status."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ProblemError(Exception):
     """The caller cannot have what was asked for; detail tells the caller why.
 
-    The detail is sent to the caller: no secrets, no internals. Subclasses give status and title.
+    The detail is sent to the caller, and so are the members, which are added to the problem
+    document: no secrets, no internals. Subclasses give status and title.
     """
 
     status: ClassVar[int] = 400
     title: ClassVar[str] = "Bad request"
     headers: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, **members: Any) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.members = members
 
 
 class NotAuthenticated(ProblemError):

@@ -8,15 +8,17 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Header, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..bus import Bus, Context, User
+from ..bus import Bus, Command, Context, User
 from ..bus.context import is_correlation_id, new_correlation_id
+from ..bus.idempotency import KeyedBus
 from . import problems
 from .auth import user_of
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -25,6 +27,24 @@ _IDEMPOTENCY_KEY = "Idempotency-Key"
 _READING = {"GET", "HEAD"}
 
 log = structlog.stdlib.get_logger(__name__)
+
+
+class RequestBus(KeyedBus):
+    """The bus of a request, which tells apart whose fault it is that something is not valid.
+
+    A command that the route cannot make is the request's fault. What a handler makes is not.
+    """
+
+    __slots__ = ()
+
+    async def send(self, command: Command[R], *, idempotency_key: str | None = None) -> R:
+        """Send as the Bus does, but raise RuntimeError for a ValidationError of the handler's."""
+        try:
+            return await super().send(command, idempotency_key=idempotency_key)
+        except ValidationError as error:
+            raise RuntimeError(
+                f"What handles {type(command).__name__} made something that is not valid"
+            ) from error
 
 
 IdempotencyKey = Annotated[
@@ -45,8 +65,7 @@ async def bus_of(
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
     key = None if request.method in _READING else idempotency_key
-    bus: Bus = request.app.state.runtime.bus(context, key)
-    return bus
+    return RequestBus(request.app.state.runtime.bus(context)._routes, context, key)
 
 
 BusDep = Annotated[Bus, Depends(bus_of)]
@@ -126,7 +145,7 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_marked)
         except Exception:
-            log.exception("unexpected_error")
+            log.exception("unexpected error")
             if status is not None:
                 # Half an answer is out: only the server can cut it off.
                 raise
@@ -141,7 +160,7 @@ def _trace(headers: Headers) -> Mapping[str, str]:
     if not _TRACEPARENT.fullmatch(parent):
         return {}
     state = headers.get("tracestate", "")
-    if state and len(state) <= 512 and state.isascii():
+    if state and len(state) <= 512 and state.isascii() and state.isprintable():
         return {"traceparent": parent, "tracestate": state}
     return {"traceparent": parent}
 

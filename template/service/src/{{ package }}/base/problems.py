@@ -1,29 +1,41 @@
 """Every error leaves as a problem document (RFC 9457): one shape, and nothing internal in it."""
 
-from collections.abc import Mapping
-from http import HTTPStatus
+import json
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from http.client import METHOD_NOT_ALLOWED, responses
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from ..bus import IdempotencyKeyError
-from .errors import Conflict, Invalid, ProblemError
+from ..bus import Command, IdempotencyKeyError
+from .errors import (
+    Conflict,
+    Invalid,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    ProblemError,
+    Unavailable,
+)
 
-_MEDIA_TYPE = "application/problem+json"
-_SCHEMAS = "#/components/schemas/"
+MEDIA_TYPE = "application/problem+json"
+
+_TITLES = {
+    kind.status: kind.title
+    for kind in (NotAuthenticated, NotAllowed, NotFound, Conflict, Invalid, Unavailable)
+}
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # The class of SQLSTATEs for values that are impossible; PostgreSQL checks more than SQLite.
 _DATA_EXCEPTION = "22"
-_RESPONSE = {
-    "description": "What went wrong",
-    "content": {_MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
-}
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -36,6 +48,8 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """What went wrong. Quote the correlation_id to find the request in the logs."""
 
+    model_config = ConfigDict(extra="allow")
+
     type: str = "about:blank"
     title: str
     status: int
@@ -45,18 +59,18 @@ class Problem(BaseModel):
 
 
 def install(app: FastAPI) -> None:
-    """Answer and document all errors of the app as problems; call it before routes are added.
+    """Answer all errors of the app as problems.
 
     What no handler here expects is answered by RequestContext, which sees it last.
     """
     app.add_exception_handler(ProblemError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(IdempotencyKeyError, _bad_key)
+    app.add_exception_handler(ValidationError, _refused_by_command)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(StaleDataError, _stale)
     app.add_exception_handler(IntegrityError, _integrity)
     app.add_exception_handler(DBAPIError, _refused_by_database)
-    _document(app)
 
 
 def unexpected(request: Request) -> JSONResponse:
@@ -69,6 +83,14 @@ def unexpected(request: Request) -> JSONResponse:
     )
 
 
+class _ProblemResponse(JSONResponse):
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        # The name of an unknown field may be half of a surrogate pair.
+        return json.dumps(content, ensure_ascii=False).encode(errors="replace")
+
+
 def _problem(
     request: Request,
     status: int,
@@ -77,6 +99,7 @@ def _problem(
     *,
     errors: list[FieldError] | None = None,
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
     problem = Problem(
         title=title,
@@ -84,26 +107,50 @@ def _problem(
         detail=detail,
         errors=errors,
         correlation_id=getattr(request.state, "correlation_id", None),
+        **(members or {}),
     )
-    return JSONResponse(
-        problem.model_dump(exclude_none=True), status, dict(headers or {}), _MEDIA_TYPE
-    )
+    return _ProblemResponse(problem.model_dump(exclude_none=True), status, dict(headers or {}))
 
 
 async def _expected(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ProblemError)
-    return _problem(request, error.status, error.title, error.detail, headers=error.headers)
+    return _problem(
+        request,
+        error.status,
+        error.title,
+        error.detail,
+        headers=error.headers,
+        members=error.members,
+    )
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    return _invalid_fields(request, error.errors())
+
+
+async def _refused_by_command(request: Request, error: Exception) -> JSONResponse:
+    """A route makes its command of path, query and body: what the command refuses, they are.
+
+    Anything else that is not valid is a bug; RequestBus sees to what is made in handlers.
+    """
+    assert isinstance(error, ValidationError)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    # The frame is pydantic's, of Command(...) or Command.model_validate(...).
+    made = frame.f_locals.get("cls", type(frame.f_locals.get("self")))
+    if not issubclass(made, Command):
+        raise error
+    return _invalid_fields(request, error.errors())
+
+
+def _invalid_fields(request: Request, found: Iterable[Any]) -> JSONResponse:
     # Only where and why: the input may be a password.
     errors = [
-        FieldError(location=".".join(map(str, one["loc"])), message=one["msg"])
-        for one in error.errors()
+        FieldError(location=".".join(map(str, one["loc"])) or "request", message=one["msg"])
+        for one in found
     ]
     detail = "The request does not have the expected form; errors says where and why."
-    return _problem(request, 422, "Invalid", detail, errors=errors)
+    return _problem(request, Invalid.status, Invalid.title, detail, errors=errors)
 
 
 async def _bad_key(request: Request, error: Exception) -> JSONResponse:
@@ -112,9 +159,25 @@ async def _bad_key(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != title else None
-    return _problem(request, error.status_code, title, detail, headers=error.headers)
+    status, headers = error.status_code, dict(error.headers or {})
+    phrase = responses.get(status, "Error")
+    if status == METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
+    detail = error.detail if error.detail != phrase else None
+    title = _TITLES.get(status, phrase.capitalize())
+    return _problem(request, status, title, detail, headers=headers)
+
+
+def _methods(request: Request) -> Sequence[str]:
+    """The methods that some route of this path has; the router looks at the first one only."""
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _stale(request: Request, error: Exception) -> JSONResponse:
@@ -124,7 +187,7 @@ async def _stale(request: Request, error: Exception) -> JSONResponse:
 
 async def _integrity(request: Request, error: Exception) -> JSONResponse:
     # May be a bug as well as a duplicate, and the caller is not told which constraint it was.
-    log.warning("integrity_error", exc_info=error)
+    log.warning("integrity error", exc_info=error)
     detail = "This contradicts what is stored already, such as a value that must be unique."
     return _problem(request, Conflict.status, Conflict.title, detail)
 
@@ -133,22 +196,6 @@ async def _refused_by_database(request: Request, error: Exception) -> JSONRespon
     assert isinstance(error, DBAPIError)
     if not str(getattr(error.orig, "sqlstate", "")).startswith(_DATA_EXCEPTION):
         raise error
-    log.warning("data_error", exc_info=error)
+    log.warning("data error", exc_info=error)
     detail = "A value cannot be stored, such as a text with a NUL character."
     return _problem(request, Invalid.status, Invalid.title, detail)
-
-
-def _document(app: FastAPI) -> None:
-    """Let OpenAPI show Problem as what every operation answers if it fails."""
-    app.router.responses["default"] = _RESPONSE
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        if Problem.__name__ not in schemas:
-            problem = Problem.model_json_schema(ref_template=_SCHEMAS + "{model}")
-            schemas.update(problem.pop("$defs"), Problem=problem)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -45,7 +45,10 @@ class RouteTable(dict[type, Route]):
 class QueryBus:
     """A bus that only asks. Each handler gets one of its own, bound to its unit of work."""
 
-    __slots__ = ("_depth", "_routes", "_unit", "context")
+    # The scope is there only while a message runs that asks for services of its own.
+    __slots__ = ("_depth", "_routes", "_scope", "_unit", "context")
+
+    _scope: Any
 
     def __init__(
         self,

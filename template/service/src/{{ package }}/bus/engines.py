@@ -17,13 +17,24 @@ from .errors import WiringError
 LEFT_READONLY = "left_readonly"
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"
+
+# What may follow the ? of a PostgreSQL URL, and what the driver calls it.
+_OPTIONS = {
+    "host": "host",
+    "port": "port",
+    "ssl": "ssl",
+    "sslmode": "ssl",
+    "prepared_statement_cache_size": "prepared_statement_cache_size",
+}
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 class Database:
     """A database by its URL, `sqlite:///shop.db` or `postgresql://user:password@host/name`.
 
-    Raises WiringError for any other kind of database, and for SQLite in memory, which the writer
-    and the readers could not share.
+    Raises WiringError for any other kind of database, for SQLite in memory, which the writer and
+    the readers could not share, and for options that the driver does not know.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
@@ -51,13 +62,37 @@ class Database:
 
 
 def _async_url(text: str) -> URL:
-    url = make_url(text)
+    try:
+        url = make_url(text)
+    except (exc.ArgumentError, ValueError):
+        # What was found is not told: it may hold a password.
+        raise WiringError(f"DATABASE_URL: expected {_FORMS}, got no URL") from None
     backend = url.get_backend_name()
     if backend not in _DRIVERS:
-        raise WiringError(f"DATABASE_URL: expected sqlite:/// or postgresql://, got {backend}://")
-    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise WiringError(f"DATABASE_URL: expected {_FORMS}, got {backend}://")
+    if backend == "postgresql":
+        url = url.set(query=_options(url))
+    elif _in_memory(url):
         raise WiringError("DATABASE_URL: expected a file, such as sqlite:///shop.db")
     return url.set(drivername=_DRIVERS[backend])
+
+
+def _in_memory(url: URL) -> bool:
+    name = url.database or ":memory:"
+    return ":memory:" in name or url.query.get("mode") == "memory" or "vfs" in url.query
+
+
+def _options(url: URL) -> dict[str, Any]:
+    if unknown := sorted(url.query.keys() - _OPTIONS.keys()):
+        raise WiringError(
+            f"DATABASE_URL: expected options among {', '.join(_OPTIONS)}, got"
+            f" {', '.join(unknown)}. Remove it; PGSSLROOTCERT, PGSSLCERT and PGSSLKEY in the"
+            " environment name certificates."
+        )
+    options = {_OPTIONS[name]: value for name, value in url.query.items()}
+    if options.get("ssl", "prefer") not in _SSL_MODES:
+        raise WiringError(f"DATABASE_URL: expected sslmode to be one of {', '.join(_SSL_MODES)}")
+    return options
 
 
 def _drop_if_closed(connection: Any, *_: object) -> None:

@@ -33,11 +33,11 @@ log = structlog.get_logger()
 
 
 class KeyedBus(Bus):
-    """A bus for a request that came with a key: what is sent on it is sent under that key."""
+    """A bus for a request that may have come with a key: what is sent on it is sent under that."""
 
     __slots__ = ("_key",)
 
-    def __init__(self, routes: RouteTable, context: Context, key: str) -> None:
+    def __init__(self, routes: RouteTable, context: Context, key: str | None) -> None:
         super().__init__(routes, context)
         self._key = key
 

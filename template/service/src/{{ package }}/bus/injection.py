@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import FunctionType
@@ -88,15 +88,31 @@ def plan(function: FunctionType, services: Services) -> Plan:
     return made
 
 
-def bind(plan: Plan, constants: Mapping[Any, object], services: Services) -> Route:
+def bind(plan: Plan, constants: Mapping[Any, object]) -> Route:
     """Give a function `call(message, bus)` that passes what the plan asks for.
 
-    constants holds the application's services by type.
+    constants holds the application's services by type. What lives for one message comes from the
+    scope that `scoped` opens around all functions of the message.
     """
     function = plan.function if plan.is_async else _in_thread(plan)
     if Source.MESSAGE in plan.sources:
-        return _scoped(function, plan, constants, services)
+        return _scoped(function, plan, constants)
     return passing(function, getters_of(plan, constants))
+
+
+def scoped(call: Route, plans: Iterable[Plan], services: Services) -> Route:
+    """Let the functions that run in `call` share what lives for one message.
+
+    Only messages with a function that asks for such a thing pay for a scope.
+    """
+    if not any(Source.MESSAGE in plan.sources for plan in plans):
+        return call
+
+    async def call_in_scope(message: Any, bus: Bus) -> Any:
+        async with services.for_message(bus) as bus._scope:
+            return await call(message, bus)
+
+    return call_in_scope
 
 
 def passing(function: Any, getters: list[Any]) -> Callable[[Any, Bus], Any]:
@@ -170,19 +186,15 @@ def _getter(wanted: Any, source: Source, constants: Mapping[Any, object]) -> Any
             return lambda bus: constant
 
 
-def _scoped(
-    function: Any, plan: Plan, constants: Mapping[Any, object], services: Services
-) -> Route:
-    # Only functions that ask for something of one message pay for a scope.
+def _scoped(function: Any, plan: Plan, constants: Mapping[Any, object]) -> Route:
     async def call(message: Any, bus: Bus) -> Any:
-        async with services.for_message(bus) as scope:
-            arguments = [
-                await scope.get(wanted)
-                if source is Source.MESSAGE
-                else _getter(wanted, source, constants)(bus)
-                for wanted, source in plan.parameters
-            ]
-            return await function(message, *arguments)
+        arguments = [
+            await bus._scope.get(wanted)
+            if source is Source.MESSAGE
+            else _getter(wanted, source, constants)(bus)
+            for wanted, source in plan.parameters
+        ]
+        return await function(message, *arguments)
 
     return call
 

@@ -2,15 +2,27 @@
 
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from .texts import check_texts
 
 R_co = TypeVar("R_co", covariant=True)
 
 
 class Message(BaseModel):
-    """An immutable data object that carries what the application must respond to."""
+    """An immutable data object that carries what the application must respond to.
+
+    Its texts are such as every database can store.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def check_texts(cls, value: Any) -> Any:
+        """Raises ValueError for a NUL character and half of a surrogate pair."""
+        check_texts(value)
+        return value
 
 
 class Command(Message, Generic[R_co]):

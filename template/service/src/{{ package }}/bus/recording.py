@@ -2,14 +2,17 @@
 
 import datetime as dt
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import event as sa_event
-from sqlalchemy.orm import Session, SessionTransaction, object_session
+from sqlalchemy.orm import Session, SessionTransaction, object_mapper, object_session
+from sqlalchemy.orm.attributes import instance_state
 
 from .context import Context
 from .messages import Event
+
+T = TypeVar("T")
 
 _EVENTS = "bus_events"
 _SAVEPOINTS = "bus_savepoints"
@@ -83,6 +86,14 @@ def use_log(session: Session, log: EventLog) -> None:
 
 class RecordingSession(Session):
     """A session that keeps what its objects record, and forgets it with a savepoint."""
+
+    def merge(self, instance: T, **options: Any) -> T:
+        """Take over what the object, and those that are merged with it, recorded so far."""
+        merged = super().merge(instance, **options)
+        related = object_mapper(instance).cascade_iterator("merge", instance_state(instance))
+        for one in (instance, *(found[0] for found in related)):
+            _attached(self, one)
+        return merged
 
 
 def _attached(session: Session, instance: Any) -> None:

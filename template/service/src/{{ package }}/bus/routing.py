@@ -10,7 +10,7 @@ from .bus import Bus, KeyedRoute, Route, RouteTable
 from .catalog import event_types, takes_list
 from .errors import BusError
 from .idempotency import LIFETIME, Once, check_key
-from .injection import Source, bind, getters_of, passing
+from .injection import Plan, Source, bind, getters_of, passing, scoped
 from .marks import Listens, Proceed
 from .messages import Event, Query
 from .services import Services
@@ -38,9 +38,10 @@ def fill(
     """Make the routes; constants holds the application's services by type."""
     for command, wired in wiring.handlers.items():
         guards = wiring.guards_of(command)
-        guarded = partial(_behind_guards, guards, constants, wiring.services)
-        call, where = bind(wired.plan, constants, wiring.services), wired.marked.where
-        needs_unit = any(one.plan.needs_unit for one in (wired, *guards))
+        plans = [one.plan for one in (wired, *guards)]
+        guarded = partial(_behind_guards, plans, guards, constants, wiring.services)
+        call, where = bind(wired.plan, constants), wired.marked.where
+        needs_unit = any(plan.needs_unit for plan in plans)
         route = _query_route if issubclass(command, Query) else _command_route
         routes.messages[command] = route(resources, guarded(call), where, needs_unit=needs_unit)
         if not issubclass(command, Query):
@@ -48,7 +49,8 @@ def fill(
             once = Once(name, result_type(command), key_lifetime)
             routes.messages.keyed[command] = _keyed_route(resources, once, call, guarded, where)
     for name, wired in wiring.listeners.items():
-        call = _listener(wired, bind(wired.plan, constants, wiring.services))
+        call = scoped(bind(wired.plan, constants), [wired.plan], wiring.services)
+        call = _listener(wired, call)
         mark = wired.marked.mark
         assert isinstance(mark, Listens)
         if mark.inline:
@@ -110,20 +112,22 @@ def _query_route(resources: Resources, call: Route, where: str, *, needs_unit: b
 
 
 def _behind_guards(
-    guards: Sequence[Wired], constants: Mapping[Any, object], services: Services, call: Route
+    plans: Sequence[Plan],
+    guards: Sequence[Wired],
+    constants: Mapping[Any, object],
+    services: Services,
+    call: Route,
 ) -> Route:
     for guard in reversed(guards):
-        call = _guarded(call, guard, constants, services)
-    return call
+        call = _guarded(call, guard, constants)
+    return scoped(call, plans, services)
 
 
-def _guarded(
-    call: Route, guard: Wired, constants: Mapping[Any, object], services: Services
-) -> Route:
+def _guarded(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Route:
     if Source.PROCEED in guard.plan.sources:
         return _around(call, guard, constants)
     if guard.plan.is_async:
-        check = bind(guard.plan, constants, services)
+        check = bind(guard.plan, constants)
 
         async def after_awaiting(message: Any, bus: Bus) -> Any:
             await check(message, bus)

@@ -34,7 +34,7 @@ class Services:
         overrides = dict(overrides or {})
         self._instances: dict[Any, object] = {type(one): one for one in settings}
         self._instances |= {one: overrides.pop(one) for one in [*overrides] if _is_settings(one)}
-        for found in _settings_classes(modules):
+        for found in settings_classes(modules):
             self._settings_of(found)
         providers = [*_providers(modules), _replacing(overrides)]
         self._scopes = _scopes(providers)
@@ -73,15 +73,23 @@ class Services:
             try:
                 self._instances[wanted] = wanted()
             except ValidationError as error:
-                raise WiringError(f"Settings {wanted.__name__}: {error}") from error
+                raise WiringError(told(error)) from error
         return self._instances[wanted]
+
+
+def told(error: ValidationError) -> str:
+    """What is wrong with settings, in one line, without what was found: it may be a secret."""
+    return "; ".join(
+        f"{'.'.join([error.title, *map(str, one['loc'])])}: {one['msg']}" for one in error.errors()
+    )
 
 
 def _is_settings(wanted: Any) -> bool:
     return isinstance(wanted, type) and issubclass(wanted, BaseSettings)
 
 
-def _settings_classes(modules: Iterable[ModuleType]) -> Iterable[type[BaseSettings]]:
+def settings_classes(modules: Iterable[ModuleType]) -> Iterable[type[BaseSettings]]:
+    """The settings that these modules define."""
     for module in modules:
         for value in vars(module).values():
             if _is_own_class(value, BaseSettings, module):

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
@@ -26,6 +26,22 @@ class _TurnTakingSession(RecordingSession):
             await_only(self.turn.acquire())
             self.has_turn = True
         return super().get_bind(*arguments, **options)
+
+
+class UnitConnection(AsyncConnection):
+    """The connection of a unit's session, which refuses the same."""
+
+    async def commit(self) -> NoReturn:
+        raise _refusal("connection().commit")
+
+    async def rollback(self) -> NoReturn:
+        raise _refusal("connection().rollback")
+
+    async def close(self) -> NoReturn:
+        raise _refusal("connection().close")
+
+    async def invalidate(self, exception: BaseException | None = None) -> NoReturn:
+        raise _refusal("connection().invalidate")
 
 
 class UnitSession(AsyncSession):
@@ -60,6 +76,11 @@ class UnitSession(AsyncSession):
 
     def begin(self) -> NoReturn:
         raise _refusal("begin")
+
+    async def connection(self, *arguments: Any, **options: Any) -> AsyncConnection:
+        """The connection of the unit, for statements that go around the ORM."""
+        found = await super().connection(*arguments, **options)
+        return UnitConnection(found.engine, found.sync_connection)
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""

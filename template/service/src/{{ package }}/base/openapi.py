@@ -1,0 +1,86 @@
+"""What the API's document says that FastAPI would not, and holding requests to it."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request, params
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from .problems import MEDIA_TYPE, Problem
+
+_SCHEMAS = "#/components/schemas/"
+_RESPONSE = {
+    "description": "What went wrong",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + Problem.__name__}}},
+}
+# Strict validation goes further where a validator of the user's has seen the value before: then a
+# date in a text is refused, too. So only these count; all else is for FastAPI to find.
+_NEVER = {"json_invalid", "int_type", "float_type", "bool_type"}
+_BUT_FOR_TEXTS = {"date_type", "datetime_type", "time_type", "time_delta_type"}
+
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+
+
+def install(app: FastAPI) -> None:
+    """Document the errors, and the bounds of integers as integers; before routes are added."""
+    app.router.responses["default"] = _RESPONSE
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            problem = Problem.model_json_schema(ref_template=_SCHEMAS + "{model}")
+            schemas.update(problem.pop("$defs"), Problem=problem)
+            _bound_integers_by_integers(document)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def json_as_documented(request: Request) -> None:
+    """A dependency of all routes: refuses JSON of another type than the document asks for.
+
+    FastAPI has the body as Python objects, of which pydantic takes "1" for an integer and 1 for a
+    date, because a text is all that paths and queries can have; so the JSON itself is looked at.
+    Raises RequestValidationError.
+    """
+    route = request.scope.get("route")
+    field = route.body_field if isinstance(route, APIRoute) else None
+    body = await request.body() if field and not isinstance(field.field_info, params.Form) else b""
+    if field is None or not body:
+        return
+    try:
+        _adapter(route).validate_json(body, strict=True)
+    except ValidationError as error:
+        found = error.errors()
+        if any(map(_counts, found)):
+            errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
+            raise RequestValidationError(errors) from error
+
+
+def _counts(error: ErrorDetails) -> bool:
+    is_text = isinstance(error["input"], str)
+    return error["type"] in _NEVER or (error["type"] in _BUT_FOR_TEXTS and not is_text)
+
+
+def _adapter(route: Any) -> TypeAdapter[Any]:
+    found: TypeAdapter[Any] | None = getattr(route, "json_adapter", None)
+    if found is None:
+        found = route.json_adapter = TypeAdapter(route.body_field.field_info.annotation)
+    return found
+
+
+def _bound_integers_by_integers(node: Any) -> None:
+    # FastAPI's own model of the document has all numbers as floats.
+    if isinstance(node, list):
+        for one in node:
+            _bound_integers_by_integers(one)
+    elif isinstance(node, dict):
+        if node.get("type") == "integer":
+            bounds = {name: int(node[name]) for name in _BOUNDS & node.keys()}
+            node.update(bounds)
+        for one in node.values():
+            _bound_integers_by_integers(one)
