@@ -54,7 +54,7 @@ async def floor(service: Service) -> int:
 
 
 def retention(service: Service) -> Any:
-    return service.shop.module("bus.operating.retention")
+    return service.shop.module("bus.retention")
 
 
 async def test_finished_deliveries_go_with_their_attempts(service: Service) -> None:

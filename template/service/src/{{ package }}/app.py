@@ -15,6 +15,7 @@ from .base.dotenv import misspelt_names
 from .base.errors import Unavailable
 from .base.limits import BodyLimit
 from .bus.engines import Database
+from .bus.operating.standing import Standing
 from .bus.runtime import Runtime, build
 from .bus.services import settings_classes
 from .settings import TITLE, Settings
@@ -35,6 +36,7 @@ def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = 
         settings=[settings],
         slices=settings.slices,
         overrides=overrides,
+        relay=settings.relay,
         key_lifetime=dt.timedelta(hours=settings.idempotency_hours),
     )
     modules = [module for found in runtime.catalog.modules.values() for module in found]
@@ -125,14 +127,19 @@ def _add_probes(app: FastAPI, runtime: Runtime) -> None:
         return {"process": "ok"}
 
     @app.get("/readyz", tags=["service"])
-    async def readyz() -> dict[str, str]:
+    async def readyz() -> dict[str, object]:
+        deliveries: dict[str, object] = {}
         checks = {"database": "ok", "relay": "ok" if runtime.relay.alive else "not running"}
         try:
-            if runtime.database and (await branches.compare(runtime.database)).behind:
-                checks["database"] = "behind the code"
+            if runtime.database:
+                if (await branches.compare(runtime.database)).behind:
+                    checks["database"] = "behind the code"
+                else:
+                    # For whoever watches; what waits or is dead is no reason to be unready.
+                    deliveries = await Standing(runtime.database, runtime.clock.now).health()
         except Exception:
             log.exception("readiness check failed")
             checks["database"] = "not reachable"
         if set(checks.values()) != {"ok"}:
             raise Unavailable("The service is not ready; checks says why.", checks=checks)
-        return checks
+        return {**checks, "deliveries": deliveries}

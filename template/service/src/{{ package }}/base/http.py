@@ -65,7 +65,8 @@ async def bus_of(
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
     key = None if request.method in _READING else idempotency_key
-    return RequestBus(request.app.state.runtime.bus(context)._routes, context, key)
+    bus: Bus = request.app.state.runtime.bus(context, key)
+    return RequestBus(bus._routes, context, key)
 
 
 BusDep = Annotated[Bus, Depends(bus_of)]

@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import structlog
@@ -17,6 +17,7 @@ from .engines import Database
 from .errors import BusError
 from .messages import Event
 from .policy import Failure, GiveUp, Pause, Retry, retry_delay
+from .retention import Retention, keep_house
 from .subscriptions import Wanted
 from .unit import Resources
 from .waking import Waker
@@ -31,6 +32,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
 _MOST_BATCH_RERUNS = 2
 # Leases are renewed three times before they end; whether others have lost theirs can wait longer.
 _TICKS_BETWEEN_CHECKS = 3
+_SECONDS_BETWEEN_CLEANINGS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ class RelayOptions:
     at_once: listeners that run at the same time; on SQLite only one of them is in a transaction.
     lease: how long after its death a worker's deliveries are taken over. poll: how often it looks
     without being woken. grace: how long running listeners may take when the worker is to stop.
+    retention: how long finished deliveries, and events, are kept.
     """
 
     at_once: int = 8
     lease: float = 15.0
     poll: float = 10.0
     grace: float = 20.0
+    retention: Retention = field(default_factory=Retention)
 
 
 class Paused(NamedTuple):
@@ -122,7 +126,8 @@ class Relay:
         """Deliver until `stop`; survives a database that is away for a while."""
         self.alive = True
         self._waker = Waker(self._database, self.wake)
-        helpers = [asyncio.create_task(self._waker.run()), asyncio.create_task(self._keep())]
+        beside = (self._waker.run(), self._keep(), self._keep_house())
+        helpers = [asyncio.create_task(one) for one in beside]
         try:
             while not self._stopping:
                 self._awake.clear()
@@ -362,6 +367,14 @@ class Relay:
             except Exception as error:
                 log.warning("leases could not be renewed, trying again", error=repr(error))
             await asyncio.sleep(self._options.lease / 3)
+
+    async def _keep_house(self) -> None:
+        while True:
+            try:
+                await keep_house(self._database, self._options.retention)
+            except Exception as error:
+                log.warning("what is old could not be removed, trying again", error=repr(error))
+            await asyncio.sleep(_SECONDS_BETWEEN_CLEANINGS)
 
     async def _check_others(self) -> None:
         await self._fill()

@@ -1,1 +1,1 @@
-"""What operators do with deliveries: look, change, replay, check, and remove what is old."""
+"""What operators do with deliveries: look, change, replay and check."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .. import tables
-from ..engines import Database
+from . import tables
+from .engines import Database
 
 _FORGET_WORKERS = dt.timedelta(days=1)
 _is_unfinished = tables.delivery.c.state.not_in(("done", "dropped"))
