@@ -88,7 +88,8 @@ class _ProblemResponse(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         # The name of an unknown field may be half of a surrogate pair.
-        return json.dumps(content, ensure_ascii=False).encode(errors="replace")
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return text.encode(errors="replace")
 
 
 def _problem(
