@@ -1,0 +1,2 @@
+"""Peers."""
+FORMS: dict = {}
