@@ -80,7 +80,9 @@ def race(contenders: Mapping[str, Contender], count: int, rounds: int) -> dict[s
     return taken
 
 
-def rows_of(database: str, taken: Mapping[str, Taken], base_of: Mapping[str, str | None]) -> list[Row]:
+def rows_of(
+    database: str, taken: Mapping[str, Taken], base_of: Mapping[str, str | None]
+) -> list[Row]:
     rows = []
     for name, one in taken.items():
         base = taken.get(base_of.get(name) or "")

@@ -1,2 +1,3 @@
 """Peers."""
+
 FORMS: dict = {}
