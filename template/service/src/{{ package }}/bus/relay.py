@@ -23,7 +23,8 @@ from .unit import Resources
 from .waking import Waker
 from .work import Listener, Work
 
-log = structlog.get_logger()
+
+log = structlog.stdlib.get_logger(__name__)
 
 # Failures of this many deliveries in a row pause a listener: what it calls is likely to be down.
 _BREAK_AFTER = 10

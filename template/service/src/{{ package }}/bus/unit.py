@@ -24,7 +24,8 @@ from .outbox import Outbox
 from .recording import Cancellation, EventLog, take_back
 from .session import UnitSession
 
-log = structlog.get_logger()
+
+log = structlog.stdlib.get_logger(__name__)
 
 _current: ContextVar["UnitOfWork | None"] = ContextVar("unit_of_work", default=None)
 
@@ -155,7 +156,7 @@ class UnitOfWork:
             self.is_open = False
             _current.reset(token)
             if self._session is not None or self._inside:
-                await _to_the_end(self._end({*self._inside} - {asyncio.current_task()}))
+                await self._end({*self._inside} - {asyncio.current_task()})
 
     async def join(self, call: Route, message: object, depth: int) -> Any:
         """Run a nested command. If it fails, nothing of this unit may be committed."""
@@ -335,13 +336,17 @@ class UnitOfWork:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await _to_the_end(asyncio.wait(tasks))
         if self._session is not None:
             await self._close(self._session)
 
     async def _close(self, session: UnitSession) -> None:
         began = session.sync_session.info.get("began")
-        await session.close_unit()
+        if session.in_transaction():
+            await _to_the_end(session.close_unit())
+        else:
+            # Nothing to wait for after a commit, and no task to make.
+            session.sync_session.close()
         database = self._resources.database
         if began is None or self._readonly or database is None or database.dialect != "sqlite":
             return

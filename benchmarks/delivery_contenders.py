@@ -1,0 +1,117 @@
+"""What delivers stored events: the template's relay, and floors by hand, on the same tables."""
+
+import asyncio
+import logging
+import os
+from typing import Any, Protocol
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from . import ledger
+from .ledger import ONE_ROW
+
+BATCH_MARK = "batch=100"
+
+
+class Contender(Protocol):
+    """Opened and closed in each round."""
+
+    async def open(self) -> None: ...
+
+    async def store(self, count: int) -> None:
+        """Store events that are to be delivered; not timed."""
+
+    async def deliver(self) -> None:
+        """Return when all of them are delivered."""
+
+    async def prove(self) -> None:
+        """Raises RuntimeError unless each event had its row."""
+
+    async def close(self) -> None: ...
+
+
+class Slicewise:
+    """The relay of a generated service, with the logs that it has in production."""
+
+    def __init__(
+        self, url: str, package: str, listener: str, mark: str = "", listeners: int = 1
+    ) -> None:
+        ledger.load(package, listener, mark, listeners)
+        self.package = package
+        self.url = url
+        self.stored = 0
+        self.rows_per_event = listeners if listener == ONE_ROW else 0
+        self.tables = ledger.module(package, "bus.tables")
+
+    async def open(self) -> None:
+        self.database = ledger.module(self.package, "bus.engines").Database(self.url)
+        build = ledger.module(self.package, "bus.runtime").build
+        self.runtime = build(self.package, database=self.database)
+        base = ledger.module(self.package, "base.database").Base
+        async with self.database.writer.begin() as connection:
+            for metadata in (self.tables.metadata, base.metadata):
+                await connection.run_sync(metadata.create_all)
+        log_to_nowhere(self.package)
+        await self.runtime.__aenter__()
+
+    async def store(self, count: int) -> None:
+        posted = ledger.module(self.package, "slices.ledger.contracts").Posted
+        for start in range(0, count, 500):
+            many = min(500, count - start)
+            await self.runtime.publish(*(posted(entry_id=uuid4(), amount=7) for _ in range(many)))
+        self.stored += count
+        if self.database.dialect == "postgresql":
+            async with self.database.writer.begin() as connection:
+                await connection.execute(sa.text("ANALYZE"))
+
+    async def deliver(self) -> None:
+        relay = self.runtime.relay
+        running = asyncio.create_task(relay.run())
+        async with self.database.reader.connect() as connection:
+            while await connection.scalar(_UNDONE):
+                await asyncio.sleep(0.01)
+        relay.stop()
+        await running
+
+    async def prove(self) -> None:
+        copies = sa.select(sa.func.count()).select_from(ledger.models(self.package).Copy)
+        async with self.database.reader.connect() as connection:
+            found = await connection.scalar(copies)
+        if found != self.stored * self.rows_per_event:
+            raise RuntimeError(f"{self.stored} events, but {found} rows")
+
+    async def close(self) -> None:
+        await self.runtime.__aexit__(None, None, None)
+        await self.database.close()
+
+
+class ByHand(Slicewise):
+    """A floor, which works on what the bus has stored."""
+
+    def __init__(self, url: str, floor: Any, **more: bool) -> None:
+        super().__init__(url, "byhand", ONE_ROW)
+        self.floor, self.more = floor, more
+        self.rows_per_event = int(more.get("rows", True))
+
+    async def deliver(self) -> None:
+        if self.floor.__name__ == "Asyncpg":
+            floor = self.floor(self.url)
+        else:
+            floor = self.floor(self.package, self.database.writer, **self.more)
+        await floor.run()
+
+
+def log_to_nowhere(package: str) -> None:
+    """Logs as in production, written where nobody reads them."""
+    ledger.module(package, "base.logs").configure("INFO", json=True)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(_NOWHERE)
+
+
+_NOWHERE = open(os.devnull, "w")  # noqa: PTH123, SIM115
+_UNDONE = sa.text(
+    "SELECT 1 FROM bus_delivery WHERE state = 'pending'"
+    " UNION ALL SELECT 1 FROM bus_delivery WHERE state = 'working' LIMIT 1"
+)

@@ -1,0 +1,3 @@
+"""Peers."""
+
+FORMS: dict = {}
