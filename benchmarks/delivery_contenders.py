@@ -69,7 +69,7 @@ class Slicewise:
         relay = self.runtime.relay
         running = asyncio.create_task(relay.run())
         async with self.database.reader.connect() as connection:
-            while await connection.scalar(_UNDONE):
+            while await connection.scalar(_UNDONE):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         relay.stop()
         await running

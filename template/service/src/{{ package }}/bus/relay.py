@@ -23,7 +23,6 @@ from .unit import Resources
 from .waking import Waker
 from .work import Listener, Work
 
-
 log = structlog.stdlib.get_logger(__name__)
 
 # Failures of this many deliveries in a row pause a listener: what it calls is likely to be down.

@@ -27,6 +27,14 @@ class _TurnTakingSession(RecordingSession):
             self.has_turn = True
         return super().get_bind(*arguments, **options)
 
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            if self.turn is not None and self.has_turn:
+                self.turn.release()
+                self.has_turn = False
+
 
 class UnitConnection(AsyncConnection):
     """The connection of a unit's session, which refuses the same."""
@@ -89,13 +97,7 @@ class UnitSession(AsyncSession):
 
     async def close_unit(self) -> None:
         """Roll back what is not committed and give the connection back; for the unit of work."""
-        try:
-            await super().close()
-        finally:
-            session = self.sync_session
-            if session.turn is not None and session.has_turn:
-                session.turn.release()
-                session.has_turn = False
+        await super().close()
 
 
 def _before_commit(session: Session) -> None:
