@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Response
-from sqlalchemy.exc import SQLAlchemyError
 
 from .base import auth, logs, problems
 from .base.branches import Branches
 from .base.http import RequestContext
-from .bus.engines import Database
+from .bus.engines import UNREACHABLE, Database
 from .bus.runtime import Runtime, build
 from .settings import Settings
 
@@ -39,8 +38,8 @@ async def check_database(database: Database) -> None:
     """Raises StartError if the database cannot be reached, or is behind the code."""
     try:
         standing = await Branches(PACKAGE).compare(database)
-    except (OSError, SQLAlchemyError) as error:
-        raise StartError(f"The database {database.url!r} cannot be reached: {error}") from error
+    except UNREACHABLE as error:
+        raise StartError(database.unreachable(error)) from error
     if standing.behind:
         raise StartError(
             f"The database {database.url!r} is behind the code (it lacks"
