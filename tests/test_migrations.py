@@ -29,7 +29,8 @@ async def after_upgrade(database):
 
 logging.basicConfig(level="INFO", format="%(message)s")
 sys.argv[0] = "shop"
-run(sys.argv[1:], package="shop", url=os.environ["DATABASE_URL"], after_upgrade=after_upgrade)
+hook = lambda: after_upgrade
+run(sys.argv[1:], package="shop", url=os.environ["DATABASE_URL"], before_upgrade=hook)
 """
 
 COMPARE = """
@@ -161,7 +162,9 @@ class Shop:
         """A revision of a slice, to fill in by hand."""
         self.db(f"revision {name} --empty -m by_hand")
         file = max((self.slices / name / "migrations").glob("*.py"))
-        content = file.read_text()
+        content = file.read_text().replace(
+            "\n\n", "\n\nimport sqlalchemy as sa\nfrom alembic import op\n\n", 1
+        )
         file.write_text(content.replace(EMPTY, f"def upgrade() -> None:\n    {body}", 1))
         return file
 
@@ -348,6 +351,7 @@ def test_revision_has_its_slice_only(shop: Shop) -> None:
     assert 'down_revision = "payments_0001"' in content
     assert "currency" in content
     assert "orders" not in content
+    assert "# ###" not in content
     shop.db("upgrade")
     assert "orders" in shop.db_fails("check")
 
@@ -369,6 +373,22 @@ def test_revision_without_changes(shop: Shop) -> None:
     shop.db("upgrade")
     assert "have not changed" in shop.db("revision payments -m nothing")
     assert len(list((shop.slices / "payments/migrations").glob("*.py"))) == 1
+
+
+@on_sqlite
+def test_revisions_are_clean(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.add_column()
+    shop.db("revision payments -m allow_none")
+    process = shop.start("revision", "payments", "--empty", "-m", "more than fits a line, " * 9)
+    assert process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    folder = shop.slices / "payments" / "migrations"
+    assert len(list(folder.glob("*.py"))) == 3
+    for check in (["check", "--select=E,F,I,W,RUF", "--line-length=100"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *check, "--isolated", str(folder)]
+        done = subprocess.run(ruff, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 @on_sqlite
@@ -596,7 +616,48 @@ def test_migration_that_breaks_a_reference(shop: Shop) -> None:
 @on_sqlite
 def test_unreachable_database(shop: Shop) -> None:
     shop.url = "postgresql://nobody@127.0.0.1:9/nowhere"
-    assert "127.0.0.1" in shop.db_fails("upgrade")
+    line = shop.db_fails("upgrade")
+    assert line.startswith("shop db: The database postgresql+asyncpg://nobody@127.0.0.1:9/nowhere")
+    assert "cannot be reached: " in line
+
+
+@on_sqlite
+def test_database_in_no_folder(shop: Shop) -> None:
+    folder = shop.root / "nowhere"
+    shop.url = f"sqlite:///{folder}/shop.db"
+    assert shop.db_fails("upgrade").endswith(f"cannot be reached: there is no folder {folder}")
+
+
+def test_database_that_the_server_does_not_have(shop: Shop, postgres: str) -> None:
+    shop.url = postgres.replace("/postgres?", "/nowhere?")
+    assert 'cannot be reached: database "nowhere" does not exist' in shop.db_fails("upgrade")
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("def x(:", "SyntaxError: invalid syntax in 'def x(:'"),
+        ("Nope", "NameError: name 'Nope' is not defined"),
+        ("<<<<<<< before", "left conflict markers here"),
+    ],
+)
+def test_broken_revision(shop: Shop, line: str, complaint: str) -> None:
+    (file,) = (shop.slices / "payments" / "migrations").glob("*.py")
+    at = len(file.read_text().splitlines()) + 1
+    file.write_text(f"{file.read_text()}{line}\n")
+    told = shop.db_fails("upgrade")
+    assert told.startswith(f"shop db: {file}:{at}: ")
+    assert complaint in told
+
+
+@on_sqlite
+def test_what_is_done_after_an_upgrade_is_known_before_it(shop: Shop) -> None:
+    """Else the database would be migrated, and then nobody subscribed."""
+    process = shop.start("upgrade", program=MAIN.replace("lambda: after_upgrade", "lambda: 1 / 0"))
+    assert "ZeroDivisionError" in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert shop.tables == set()
 
 
 def test_upgrade_from_running_code(shop: Shop) -> None:

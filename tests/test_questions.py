@@ -136,6 +136,24 @@ class TestPlaces:
         assert "src/<package>/slices/<slice>" in message
 
     @pytest.mark.parametrize(
+        "place",
+        [
+            "src/shop/slices/../payments",
+            "src/../payments",
+            "slices/more/../payments",
+            "src/shop/slices/..",
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["service", "slice"])
+    def test_up_again_behind_what_shows_the_place(
+        self, template: Template, shop: Path, place: str, kind: str
+    ) -> None:
+        Path("src/shop/slices/more").mkdir(parents=True)
+        Path("slices/more").mkdir(parents=True)
+        message = refused(template, place, kind=kind)
+        assert f"{place} leads up again by '..' behind src/ or slices/" in message
+
+    @pytest.mark.parametrize(
         "place", ["elsewhere/payments", "src/payments", "src/3d/slices/payments", "a/b/slices/c"]
     )
     def test_no_place_for_a_slice(self, template: Template, shop: Path, place: str) -> None:
@@ -420,6 +438,16 @@ class TestCommandLine:
         assert "2. uv run shop db upgrade" in done.stderr
         assert "3. uv run pytest src/shop/slices/orders" in done.stderr
 
+    @pytest.mark.parametrize("relative", [True, False])
+    def test_a_relative_path_of_the_template_is_warned_of(
+        self, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+    ) -> None:
+        monkeypatch.chdir(template.path.parent)
+        source = template.path.name if relative else template.path
+        done = self.copier("copy", "--defaults", "--vcs-ref=HEAD", source, tmp_path / "shop")
+        assert done.returncode == 0, done.stderr
+        assert ("The template's path is relative" in done.stderr) == relative
+
     def test_the_last_line_says_what_is_wrong(self, template: Template, shop: Path) -> None:
         before = tree(shop)
         done = self.copier(
@@ -440,6 +468,8 @@ class TestCommandLine:
             assert done.returncode == 0, done.stderr
             assert (Path(target) / "new.txt").read_text() == "new\n"
         assert "follows the template again" in done.stderr
+        revise = "3. uv run shop db revision orders -m 'Update orders'"
+        assert f"{revise}   # writes one only if its models have changed" in done.stderr
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def test_parameter_that_cannot_be_resolved(shop: Shop, parameters: str, complain
     error = shop.refusal()
     assert error.startswith(f"{shop.at('payments/handlers.py', '@handle')} pay")
     assert complaint in error
+    assert "has no handler" not in error
 
 
 def test_parameter_with_a_default_is_left_alone(shop: Shop) -> None:
@@ -77,6 +78,7 @@ def test_annotation_that_is_imported_for_type_checkers_only(shop: Shop, annotati
     assert error.startswith(shop.at("payments/handlers.py", "@handle"))
     assert "is not there when the service runs" in error
     assert "outside of `if TYPE_CHECKING:`" in error
+    assert "has no handler" not in error
 
 
 @pytest.mark.parametrize("signature", ["()", "(command)"])
@@ -252,16 +254,42 @@ def test_event_that_the_other_slice_does_not_have(shop: Shop) -> None:
     assert "has no such name" in error
 
 
-def test_broken_import_that_is_not_about_slices_is_shown_as_it_is(shop: Shop) -> None:
-    shop.slice("orders", listeners="import no_such_library")
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("from .messages import Typo", "ImportError: cannot import name 'Typo' from"),
+        ("Nope", "NameError: name 'Nope' is not defined"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def x(:", "SyntaxError: invalid syntax in 'def x(:'"),
+        ("  pass", "IndentationError: unexpected indent in 'pass'"),
+        ("<<<<<<< before updating", "an update or a merge left conflict markers here"),
+    ],
+)
+def test_module_that_cannot_be_imported(shop: Shop, line: str, complaint: str) -> None:
+    shop.slice("orders", messages=PAY, handlers=f"{PAID}\n{line}")
+    with pytest.raises(shop.bus.WiringError) as refused:
         shop.build()
+    assert str(refused.value).startswith(f"{shop.at('orders/handlers.py', line)} {complaint}")
+    assert isinstance(refused.value.__cause__, Exception)
 
 
-def test_broken_import_within_a_slice_is_shown_as_it_is(shop: Shop) -> None:
-    shop.slice("orders", messages=PAY, handlers="from .messages import Typo")
-    with pytest.raises(ImportError, match="Typo"):
-        shop.build()
+def test_broken_module_of_the_slice_that_is_listened_to(shop: Shop) -> None:
+    shop.slice("payments", contracts=f"{PAYMENTS}\n    Nope")
+    shop.slice("orders", listeners=LISTENS)
+    assert shop.refusal().startswith(shop.at("payments/contracts.py", "Nope"))
+
+
+def test_broken_module_of_the_service_itself(shop: Shop) -> None:
+    shop.write("guards.py", "import no_such_library")
+    assert shop.refusal().startswith(f"{shop.folder / 'guards.py'}:1: ModuleNotFoundError")
+
+
+def test_folder_with_modules_that_nothing_would_find(shop: Shop) -> None:
+    shop.write("slices/orders/handlers.py", "")
+    error = shop.refusal()
+    assert error.startswith(f"{shop.slices / 'orders'}: ")
+    assert 'Add one with NAME = "orders"' in error
 
 
 def test_two_slices_born_with_one_name(shop: Shop) -> None:

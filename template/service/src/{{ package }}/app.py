@@ -7,14 +7,13 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import Depends, FastAPI
-from sqlalchemy.exc import SQLAlchemyError
 
 from .base import auth, http, logs, openapi, problems
 from .base.branches import Branches
 from .base.dotenv import misspelt_names
 from .base.errors import Unavailable
 from .base.limits import BodyLimit
-from .bus.engines import Database
+from .bus.engines import UNREACHABLE, Database
 from .bus.operating.standing import Standing
 from .bus.runtime import Runtime, build
 from .bus.services import settings_classes
@@ -54,8 +53,8 @@ async def check_database(database: Database) -> None:
     """Raises StartError if the database cannot be reached, or is behind the code."""
     try:
         standing = await Branches(PACKAGE).compare(database)
-    except (OSError, SQLAlchemyError) as error:
-        raise StartError(f"The database {database.url!r} cannot be reached: {error}") from error
+    except UNREACHABLE as error:
+        raise StartError(database.unreachable(error)) from error
     if standing.behind:
         raise StartError(
             f"The database {database.url!r} is behind the code (it lacks"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from alembic.util import CommandError
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -19,7 +20,7 @@ from .bus import WiringError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
 from .bus.errors import OperationError
-from .bus.runtime import Runtime, build
+from .bus.runtime import Runtime, build, choose
 from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
 from .cli_changes import changes
@@ -40,7 +41,14 @@ def main() -> None:
     try:
         check_dotenv()
         cli()
-    except (DotenvError, StartError, WiringError, SettingsError, OperationError) as error:
+    except (
+        DotenvError,
+        StartError,
+        WiringError,
+        CommandError,
+        SettingsError,
+        OperationError,
+    ) as error:
         sys.exit(str(error))
     except ValidationError as error:
         sys.exit(told(error))
@@ -62,6 +70,7 @@ def run(host: Host = "127.0.0.1", port: Port = 8000) -> None:
 @cli.command()
 def worker() -> None:
     """Deliver events, without HTTP."""
+    _end_when_told()
     settings = Settings()
     logs.configure(settings.log_level, json=settings.in_production)
     asyncio.run(_work(build_runtime(settings)))
@@ -85,17 +94,25 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Show slices and messages; or where one message goes, and what may follow."""
-    runtime = build(PACKAGE, database=Database(Settings().database_url))
+    settings = Settings()
+    runtime = build(PACKAGE, database=Database(settings.database_url))
+    # All slices are shown, whichever of them run here; but those that are to run have to be there.
+    choose(runtime.slices, settings.slices)
     found = describe_message(runtime, message) if message else describe_service(runtime)
     typer.echo(json.dumps(found.data, indent=2) if as_json else found.text)
 
 
+def _end_when_told() -> None:
+    """From now on SIGTERM ends the process with status 0, also while it is still starting."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+
 def _serve(host: str, port: int, *, reload: bool = False) -> None:
+    # Having stopped, the server repeats the signal that stopped it: that is no failure, either.
+    _end_when_told()
     # What keeps it from starting is told in a line here; the server would end in its traceback.
     app = create_app()
     asyncio.run(_check_database())
-    # Having stopped, the server repeats the signal that stopped it: that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
         uvicorn.run(
             f"{PACKAGE}.app:create_app" if reload else app,
@@ -111,8 +128,10 @@ def _serve(host: str, port: int, *, reload: bool = False) -> None:
 
 async def _check_database() -> None:
     database = Database(Settings().database_url)
-    await check_database(database)
-    await database.close()
+    try:
+        await check_database(database)
+    finally:
+        await database.close()
 
 
 async def _work(runtime: Runtime) -> None:
@@ -127,12 +146,17 @@ def _migrate(arguments: list[str]) -> None:
     settings = Settings()
     logs.configure(settings.log_level, json=settings.in_production)
     url = settings.database_url
-    migrate.run(arguments, package=PACKAGE, url=url, after_upgrade=_subscribe)
+    migrate.run(arguments, package=PACKAGE, url=url, before_upgrade=lambda: _subscribing(url))
 
 
-async def _subscribe(database: Database) -> None:
-    catalog = build(PACKAGE, database=database).catalog
-    await subscribe(database, wanted_by(catalog), prune=True)
+def _subscribing(url: str) -> migrate.AfterUpgrade:
+    """What writes the subscriptions. The code is read now: if it is broken, nothing is migrated."""
+    wanted = wanted_by(build(PACKAGE, database=Database(url)).catalog)
+
+    async def subscribing(database: Database) -> None:
+        await subscribe(database, wanted, prune=True)
+
+    return subscribing
 
 
 if __name__ == "__main__":

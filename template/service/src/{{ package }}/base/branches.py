@@ -14,6 +14,7 @@ from alembic.util import CommandError
 
 from ..bus.discovery import find_slices
 from ..bus.engines import Database
+from ..bus.loading import what_broke
 
 _BASE = Path(__file__).parent
 _VERSIONS = sa.table("alembic_version", sa.column("version_num"))
@@ -43,7 +44,7 @@ class Branches:
     """The branches whose revisions are in this tree; slices that run elsewhere have none here.
 
     package is the service's, such as 'shop'. Raises WiringError if the slices are not in order, and
-    CommandError if their revisions are not: one is missing, or two files have one id.
+    CommandError if their revisions are not: one is missing or broken, or two files have one id.
     """
 
     def __init__(self, package: str) -> None:
@@ -91,8 +92,11 @@ class Branches:
             warnings.filterwarnings("error", category=UserWarning, module=r"alembic\.script")
             try:
                 return sorted(self.scripts.get_heads())
-            except (UserWarning, RevisionError) as error:
+            except (UserWarning, RevisionError, CommandError) as error:
                 raise CommandError(str(error)) from error
+            except Exception as error:
+                broken = what_broke(error, _BASE.parent / "slices", "migrations")
+                raise CommandError(broken) from error
 
     def named(self, name: str) -> str:
         """The birth name of a slice, given that or its folder's. Raises CommandError."""

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from ..bus import tables
-from ..bus.engines import Database
+from ..bus.engines import UNREACHABLE, Database
 from ..bus.types import Exact
 from .branches import Branches, birth_name
 from .database import Base
@@ -56,10 +56,18 @@ class Environment:
         if self._database.dialect == "sqlite":
             event.listen(self._database.writer.sync_engine, "connect", _foreign_keys_off)
         try:
+            await self._reach()
             async with self._database.writer.connect() as connection:
                 await connection.run_sync(self._migrate)
         finally:
             await self._database.close()
+
+    async def _reach(self) -> None:
+        try:
+            async with self._database.writer.connect():
+                pass
+        except UNREACHABLE as error:
+            raise CommandError(self._database.unreachable(error)) from error
 
     def _migrate(self, connection: Connection) -> None:
         context.configure(

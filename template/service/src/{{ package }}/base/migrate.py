@@ -16,8 +16,12 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from ..bus.engines import Database
+from ..bus.errors import WiringError
 from .branches import Branches, birth_name
 from .environment import Environment
+
+# What is done with a database that has just been upgraded.
+AfterUpgrade = Callable[[Database], Coroutine[Any, Any, None]]
 
 
 def run(
@@ -25,13 +29,13 @@ def run(
     *,
     package: str,
     url: str,
-    after_upgrade: Callable[[Database], Coroutine[Any, Any, None]] | None = None,
+    before_upgrade: Callable[[], AfterUpgrade] | None = None,
 ) -> None:
     """Run one command, such as ['upgrade'] or ['revision', 'payments', '-m', 'add note'].
 
-    package is the service's, url its database's. after_upgrade is awaited when an upgrade has been
-    committed, if it has brought the bus up to date. Raises SystemExit with one line that says what
-    is wrong, if something is.
+    package is the service's, url its database's. before_upgrade is called before an upgrade, and
+    what it gives is awaited when the upgrade has been committed, if that has brought the bus up to
+    date. Raises SystemExit with a message that says what is wrong, if something is.
     """
     line = _Line(prog=f"{Path(sys.argv[0]).name} db")
     options = line.parser.parse_args(argv)
@@ -42,8 +46,10 @@ def run(
     try:
         branches = Branches(package)
         _fill_in(options, branches)
+        upgrades = options.cmd[0] is command.upgrade and not options.sql
+        after_upgrade = before_upgrade() if before_upgrade and upgrades else None
         line.run_cmd(_config(branches, url, options), options)
-        if after_upgrade and options.cmd[0] is command.upgrade and not options.sql:
+        if after_upgrade:
             asyncio.run(_follow(after_upgrade, branches, url))
     except Exception as error:
         if show_traceback:
@@ -58,9 +64,7 @@ async def upgrade(package: str, url: str) -> None:
     await asyncio.to_thread(command.upgrade, config, "heads")
 
 
-async def _follow(
-    after_upgrade: Callable[[Database], Coroutine[Any, Any, None]], branches: Branches, url: str
-) -> None:
+async def _follow(after_upgrade: AfterUpgrade, branches: Branches, url: str) -> None:
     database = Database(url)
     try:
         standing = await branches.compare(database)
@@ -130,7 +134,12 @@ def _fill_in_revision(options: Namespace, branches: Branches) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """The error in one line, with the migration's line if it came from there."""
+    """The error in one line, with the migration's line if it came from there.
+
+    What is wrong with the wiring has its lines already.
+    """
+    if isinstance(error, WiringError):
+        return str(error)
     cause: BaseException | None = error
     if isinstance(error, DBAPIError) and error.orig is not None:
         cause = error.orig.__cause__ or error.orig

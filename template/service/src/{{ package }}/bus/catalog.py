@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .discovery import Slice
 from .errors import WiringError
+from .loading import last_line
 from .marks import Guards, Handles, Listens, mark_of
 from .messages import Command, Event, R_co
 from .outbox import EventType
@@ -89,8 +89,8 @@ def where(thing: Any) -> str:
 def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) -> Catalog:
     """Import the slices and collect what they declare.
 
-    service_modules are searched for guards. Raises WiringError if a slice imports another that is
-    not here, or an event that the other does not publish.
+    service_modules are searched for guards. Raises WiringError if a module is broken, or imports
+    a slice that is not here, or an event that the other slice does not publish.
     """
     catalog = Catalog()
     known = list(slices)
@@ -143,9 +143,10 @@ def _read_class(catalog: Catalog, cls: type, owner: Slice) -> None:
 def _import(one: Slice, known: list[Slice]) -> Iterator[ModuleType]:
     try:
         yield from one.modules()
-    except ImportError as error:
-        if explained := _explain(error, one, known):
-            raise WiringError(explained) from error
+    except WiringError as error:
+        cause = error.__cause__
+        if isinstance(cause, ImportError) and (explained := _explain(cause, one, known)):
+            raise WiringError(explained) from cause
         raise
 
 
@@ -157,7 +158,7 @@ def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | N
     folder = module.removeprefix(f"{parent}.").partition(".")[0]
     if not module.startswith(f"{parent}.") or folder == importer.path.name:
         return None
-    at = _importing_line(error, importer)
+    at = last_line(error, importer.path) or importer.package
     here = [one.path.name for one in known]
     if folder not in here:
         return (
@@ -169,16 +170,6 @@ def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | N
         f"{at} imports {what}, which has no such name. Look in the contracts.py of the slice"
         f" {folder} for what it publishes, or add the event to it."
     )
-
-
-def _importing_line(error: ImportError, importer: Slice) -> str:
-    frame, at = error.__traceback__, importer.package
-    while frame is not None:
-        path = frame.tb_frame.f_code.co_filename
-        if Path(path).is_relative_to(importer.path):
-            at = f"{path}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    return at
 
 
 def event_types(annotation: Any) -> tuple[Any, ...]:

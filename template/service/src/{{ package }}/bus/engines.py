@@ -3,8 +3,10 @@
 import asyncio
 import sqlite3
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import asyncpg
 from sqlalchemy import event, exc, make_url
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -15,6 +17,9 @@ from .errors import WiringError
 # In a connection's info: a nested query was cut off, and SQLite still refuses to write. Only then
 # is it told otherwise, because that makes it forget its prepared statements.
 LEFT_READONLY = "left_readonly"
+
+# What a connection that cannot be made raises; asyncpg's own errors come as they are.
+UNREACHABLE = (OSError, exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"
@@ -53,6 +58,12 @@ class Database:
             )
             event.listen(self.writer.sync_engine, "checkout", _drop_if_closed)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
+
+    def unreachable(self, error: BaseException) -> str:
+        """What to tell of an error in UNREACHABLE, in one line and without the password."""
+        cause = getattr(error, "orig", None) or error
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        return f"The database {self.url!r} cannot be reached: {text}"
 
     async def close(self) -> None:
         """Close all connections; the engines open new ones if they are used again."""
@@ -111,6 +122,12 @@ def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
         connect_args={"isolation_level": None, "timeout": 30},
     )
 
+    def on_do_connect(*_: object) -> None:
+        # Left to find out by itself, the driver's thread ends in a traceback of its own.
+        folder = Path(url.database or "").parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+
     def on_connect(connection: Any, _: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")
@@ -140,6 +157,7 @@ def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
         if state.asyncio_safe and connection.driver_connection.in_transaction:
             connection.rollback()
 
+    event.listen(engine.sync_engine, "do_connect", on_do_connect)
     event.listen(engine.sync_engine, "connect", on_connect)
     event.listen(engine.sync_engine, "reset", on_reset)
     event.listen(engine.sync_engine, "invalidate", on_invalidate)

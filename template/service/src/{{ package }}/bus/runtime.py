@@ -5,6 +5,7 @@ import datetime as dt
 import importlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from .discovery import Slice, find_slices
 from .engines import Database
 from .errors import WiringError
 from .idempotency import LIFETIME, KeyedBus
+from .loading import load
 from .messages import Event
 from .outbox import Outbox
 from .relay import Relay, RelayOptions
@@ -144,7 +146,7 @@ def build(
     """
     found = find_slices(package)
     catalog = read(found, _service_modules(package))
-    active = catalog.only(_chosen(found, slices))
+    active = catalog.only(choose(found, slices))
     modules = [module for one in active.slices for module in catalog.modules[one.name]]
     services = Services([*_service_modules(package), *modules], settings, overrides)
     wiring = check(active, services)
@@ -153,7 +155,8 @@ def build(
     return Runtime(catalog, wiring, database, relay or RelayOptions(), key_lifetime)
 
 
-def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:
+def choose(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:
+    """Those of the slices that are named; all, if None. Raises WiringError for unknown names."""
     if wanted is None:
         return list(found)
     if unknown := set(wanted) - {one.name for one in found}:
@@ -164,17 +167,19 @@ def _chosen(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slic
 
 def _service_modules(package: str) -> list[ModuleType]:
     """Modules outside of the slices that may hold guards or providers; most are optional."""
+    folder = Path(importlib.import_module(f"{package}.slices").__path__[0]).parent
     names = [f"{package}.base.auth", f"{package}.guards", f"{package}.providers"]
-    return [module for name in names if (module := _import_if_there(name))]
+    return [module for name in names if (module := _load_if_there(name, folder))]
 
 
-def _import_if_there(name: str) -> ModuleType | None:
+def _load_if_there(name: str, folder: Path) -> ModuleType | None:
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
-        return None
+        return load(name, folder)
+    except WiringError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and name.startswith(cause.name):
+            return None
+        raise
 
 
 def _events_by_name(catalog: Catalog) -> dict[str, type[Event]]:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from .catalog import Catalog, Marked, event_types, takes_list, where
 from .errors import WiringError
 from .injection import Plan, Source, plan
-from .marks import Guards, Listens
+from .marks import Guards, Handles, Listens
 from .messages import Command, Event, Query
 from .policy import Retry
 from .services import Services
@@ -54,12 +54,14 @@ def check(catalog: Catalog, services: Services) -> Wiring:
     for event in catalog.events:
         errors += _event_errors(event)
     errors += _shared_names(catalog)
+    unwired: list[Marked] = []
     for marked, add in _marked(wiring):
         try:
             errors += add(wiring, Wired(marked, plan(marked.function, services)))
         except WiringError as error:
             errors.append(str(error))
-    errors += _unhandled(wiring)
+            unwired.append(marked)
+    errors += _unhandled(wiring, unwired)
     if errors:
         raise WiringError("\n".join(errors))
     return wiring
@@ -249,13 +251,22 @@ def _shared_names(catalog: Catalog) -> Iterator[str]:
                 yield f"{where(event)} and {where(other)} are both stored as {name}: rename one."
 
 
-def _unhandled(wiring: Wiring) -> Iterator[str]:
+def _unhandled(wiring: Wiring, unwired: list[Marked]) -> Iterator[str]:
+    """Commands without a handler; one that was found but does not fit has been told already."""
+    meant = [_first_annotation(one) for one in unwired if isinstance(one.mark, Handles)]
     for command, owner in wiring.catalog.commands.items():
-        if command not in wiring.handlers:
+        told = any(one in (command, command.__name__) for one in meant)
+        if command not in wiring.handlers and not told:
             yield (
                 f"{where(command)}: {command.__name__} has no handler. Write one in"
                 f" {owner.path / 'handlers.py'}: @handle async def …(message: {command.__name__})."
             )
+
+
+def _first_annotation(marked: Marked) -> Any:
+    """As it is written, maybe in quotes: what the others stand for may not be known."""
+    parameters = inspect.signature(marked.function).parameters.values()
+    return next((one.annotation for one in parameters), None)
 
 
 def _covers(wired: Wired, command: type[Command[Any]]) -> bool:

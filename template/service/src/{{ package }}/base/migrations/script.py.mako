@@ -1,12 +1,21 @@
 <%
-    body = f"{upgrades or ''}{downgrades or ''}"
-    title = message.replace("\\", "/").replace('"', "'")
-%>"""${title}"""
+    import textwrap
 
-% if not body or "sa." in body:
+    def body_of(code):
+        """The code, indented as a body, without the comments that Alembic writes around it."""
+        lines = f"    {code or ''}".splitlines()
+        return "\n".join(line for line in lines if "# ###" not in line).rstrip() or "    pass"
+
+    up, down = body_of(upgrades), body_of(downgrades)
+    title = textwrap.fill(message.replace("\\", "/").replace('"', "'"), 90)
+%>"""${title}"""
+% if "op." in up + down:
+
+% if "sa." in up + down:
 import sqlalchemy as sa
 % endif
 from alembic import op
+% endif
 % if imports:
 ${imports}
 % endif
@@ -18,8 +27,8 @@ depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "pass"}
+${up}
 
 
 def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}
+${down}
