@@ -1,6 +1,7 @@
 """Delivers stored events: claims what is due and runs each listener in a transaction of its own."""
 
 import asyncio
+import datetime as dt
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +86,9 @@ class Relay:
         self._streaks: dict[int, set[int]] = defaultdict(set)
         self._pauses: dict[int, int] = defaultdict(int)
         self._suspects = False
+        # When something is due next, as far as it was looked up since the last change.
+        self._due: dt.datetime | None = None
+        self._due_known = False
         self._awake = asyncio.Event()
         self._stopping = False
         self._waker: Waker | None = None
@@ -108,6 +112,7 @@ class Relay:
     def wake(self) -> None:
         """Something may be due: look at once."""
         self._dry.clear()
+        self._due_known = False
         self._awake.set()
 
     def committed(self) -> None:
@@ -193,14 +198,17 @@ class Relay:
         ]
 
     def _claim_size(self, subscription: int) -> int:
-        return 4 * max(self._at_once, self._here[subscription].mark.batch)
+        # On SQLite, too: a claim of few would take every other turn of the only writer.
+        return 4 * max(self._options.at_once, self._here[subscription].mark.batch)
 
     async def _wait(self) -> None:
         """Until somebody wakes it, a delivery is done, or the next is due."""
-        due = await self._claims.next_due(self._here)
+        if not self._due_known:
+            self._due_known = True
+            self._due = await self._claims.next_due(self._here)
         seconds = self._options.poll
-        if due is not None:
-            seconds = min(seconds, (due - self._resources.clock.now()).total_seconds())
+        if self._due is not None:
+            seconds = min(seconds, (self._due - self._resources.clock.now()).total_seconds())
         if seconds > 0:
             await self._sleep(seconds)
         else:
@@ -219,6 +227,7 @@ class Relay:
                 await self._awake.wait()
                 return
         self._dry.clear()
+        self._due_known = False
 
     def _start(self) -> None:
         """Run what is claimed, as far as there is room, each listener in turn."""
@@ -328,6 +337,7 @@ class Relay:
 
     async def _break(self, delivery: Delivery, error: BaseException) -> None:
         """Pause a listener for which everything fails, before all retries are used up."""
+        self._due_known = False
         subscription = delivery.subscription_id
         streak = self._streaks[subscription]
         streak.add(delivery.id)
@@ -340,6 +350,7 @@ class Relay:
 
     async def _pause(self, subscription: int, seconds: float, reason: str) -> None:
         await self._claims.pause(subscription, seconds, reason)
+        self._due_known = False
         log.warning(
             "listener paused",
             listener=self._here[subscription].name,
@@ -433,6 +444,10 @@ class Work:
         self.current = None
         if self._listener.takes_list:
             await self._listener.call([self._event(one) for one in claimed], bus)
+            return
+        if len(claimed) == 1:
+            # The whole unit is in its context.
+            await self._listener.call(self._event(claimed[0]), bus)
             return
         for one in claimed:
             self.current = one
