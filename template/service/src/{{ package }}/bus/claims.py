@@ -53,10 +53,16 @@ class Claims:
 
         suspects: instead, one delivery during which a process died.
         """
-        busy = await self.busy(subscriptions, suspects=suspects)
-        if not busy:
+        if self._database.dialect == "sqlite" and not await self.busy(
+            subscriptions, suspects=suspects
+        ):
             return []
         async with self._database.writer.begin() as connection:
+            busy = await self._busy(connection, subscriptions, suspects=suspects)
+            if not busy:
+                return []
+            if connection.dialect.name == "postgresql":
+                await connection.execute(_NOT_YET_ON_DISK)
             found = await self._pick(connection, busy, each, suspects=suspects)
             if found:
                 await connection.execute(
@@ -78,6 +84,12 @@ class Claims:
 
         Only read, so that on SQLite one that has nothing to do keeps no writer waiting.
         """
+        async with self._database.reader.connect() as connection:
+            return await self._busy(connection, subscriptions, suspects=suspects)
+
+    async def _busy(
+        self, connection: AsyncConnection, subscriptions: Collection[int], *, suspects: bool
+    ) -> dict[int, bool]:
         subscription, now = tables.subscription, self._clock.now()
         due = sa.exists().where(self._is_due(now, suspects=suspects)).correlate(subscription)
         query = sa.select(subscription.c.id, subscription.c.paused_reason.is_not(None)).where(
@@ -91,8 +103,7 @@ class Claims:
             ),
             due,
         )
-        async with self._database.reader.connect() as connection:
-            return {row[0]: row[1] for row in await connection.execute(query)}
+        return {row[0]: row[1] for row in await connection.execute(query)}
 
     def _is_due(self, now: dt.datetime, *, suspects: bool) -> sa.ColumnElement[bool]:
         delivery = tables.delivery
@@ -373,6 +384,9 @@ def _done(*fence: sa.ColumnElement[bool]) -> sa.Update:
         .values(state="done", token=None, finished_at=now)
     )
 
+
+# A lease that a crash of the server loses is as if it had never been claimed: no wait for the disk.
+_NOT_YET_ON_DISK = sa.text("SET LOCAL synchronous_commit = off")
 
 # Made once: they run for each delivery, and to build one takes longer than to send it.
 _ONE_DONE = _done(

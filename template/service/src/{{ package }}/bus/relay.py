@@ -83,6 +83,7 @@ class Relay:
         self._running: dict[asyncio.Task[None], int] = {}
         # Subscriptions of which nothing more was due when they were looked at last.
         self._dry: set[int] = set()
+        self._wakes = 0
         self._streaks: dict[int, set[int]] = defaultdict(set)
         self._pauses: dict[int, int] = defaultdict(int)
         self._suspects = False
@@ -111,6 +112,7 @@ class Relay:
 
     def wake(self) -> None:
         """Something may be due: look at once."""
+        self._wakes += 1
         self._dry.clear()
         self._due_known = False
         self._awake.set()
@@ -181,11 +183,14 @@ class Relay:
         claimed = 0
         for each in {self._claim_size(one) for one in hungry}:
             same = [one for one in hungry if self._claim_size(one) == each]
+            wakes = self._wakes
             found = await self._claims.claim(same, each)
             claimed += len(found)
             for delivery in found:
                 self._ready[delivery.subscription_id].append(delivery)
-            self._dry |= {one for one in same if len(self._ready[one]) < each}
+            # What was committed during the claim may have come too late for it.
+            if wakes == self._wakes:
+                self._dry |= {one for one in same if len(self._ready[one]) < each}
         self._start()
         return bool(claimed)
 
