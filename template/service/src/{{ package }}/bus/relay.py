@@ -23,7 +23,6 @@ from .subscriptions import Wanted
 from .unit import Resources, run_unit
 from .waking import Waker
 
-
 log = structlog.stdlib.get_logger(__name__)
 
 # Failures of this many deliveries in a row pause a listener: what it calls is likely to be down.

@@ -24,7 +24,6 @@ from .outbox import Outbox
 from .recording import Cancellation, EventLog, take_back
 from .session import UnitSession
 
-
 log = structlog.stdlib.get_logger(__name__)
 
 _current: ContextVar["UnitOfWork | None"] = ContextVar("unit_of_work", default=None)
