@@ -1,6 +1,7 @@
 """What delivers stored events: the template's relay, and floors by hand, on the same tables."""
 
 import asyncio
+import datetime as dt
 import logging
 import os
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from . import ledger
 from .ledger import ONE_ROW
 
+WARM_UP = 200
 BATCH_MARK = "batch=100"
 
 
@@ -18,6 +20,9 @@ class Contender(Protocol):
     """Opened and closed in each round."""
 
     async def open(self) -> None: ...
+
+    async def warm_up(self) -> None:
+        """Deliver some events, so that connections are open and statements prepared."""
 
     async def store(self, count: int) -> None:
         """Store events that are to be delivered; not timed."""
@@ -41,6 +46,7 @@ class Slicewise:
         self.package = package
         self.url = url
         self.stored = 0
+        self.relaying: asyncio.Task[None] | None = None
         self.rows_per_event = listeners if listener == ONE_ROW else 0
         self.tables = ledger.module(package, "bus.tables")
 
@@ -65,14 +71,25 @@ class Slicewise:
             async with self.database.writer.begin() as connection:
                 await connection.execute(sa.text("ANALYZE"))
 
+    async def warm_up(self) -> None:
+        self.relaying = asyncio.create_task(self.runtime.relay.run())
+        await self.store(WARM_UP)
+        await self.deliver()
+        await self._pause(dt.datetime.now(dt.UTC) + dt.timedelta(days=1))
+
     async def deliver(self) -> None:
-        relay = self.runtime.relay
-        running = asyncio.create_task(relay.run())
+        await self._pause(None)
+        self.runtime.relay.wake()
         async with self.database.reader.connect() as connection:
-            while await connection.scalar(_UNDONE):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        relay.stop()
-        await running
+            while await connection.scalar(_UNDONE):
+                # Ended, so that SQLite shows what was committed since.
+                await connection.rollback()
+                await asyncio.sleep(0.03)
+
+    async def _pause(self, until: dt.datetime | None) -> None:
+        pause = sa.update(self.tables.subscription).values(paused_until=until)
+        async with self.database.writer.begin() as connection:
+            await connection.execute(pause)
 
     async def prove(self) -> None:
         copies = sa.select(sa.func.count()).select_from(ledger.models(self.package).Copy)
@@ -82,6 +99,9 @@ class Slicewise:
             raise RuntimeError(f"{self.stored} events, but {found} rows")
 
     async def close(self) -> None:
+        if self.relaying is not None:
+            self.runtime.relay.stop()
+            await self.relaying
         await self.runtime.__aexit__(None, None, None)
         await self.database.close()
 
@@ -93,6 +113,10 @@ class ByHand(Slicewise):
         super().__init__(url, "byhand", ONE_ROW)
         self.floor, self.more = floor, more
         self.rows_per_event = int(more.get("rows", True))
+
+    async def warm_up(self) -> None:
+        await self.store(WARM_UP)
+        await self.deliver()
 
     async def deliver(self) -> None:
         if self.floor.__name__ == "Asyncpg":

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -228,6 +229,32 @@ async def test_settled_waits_for_what_listeners_cause(
     await write(service, "a")
     await service.settled()
     assert await service.texts() == ["a", "aa", "aaa", "aaaa", "aaaaa"]
+
+
+async def test_what_is_committed_during_a_claim_does_not_wait_for_the_next_look(
+    shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(shop, listeners="@listen\nasync def hear(event: NoteWritten) -> None: gate('x').set()")
+    service = await start(url, relay=options(shop, poll=3600))
+    claims = service.runtime.relay._claims
+    claim, claimed = claims.claim, list[Any]()
+
+    async def wake_nobody(waker: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def claim_and_commit(*arguments: Any, **more: Any) -> Any:
+        found = await claim(*arguments, **more)
+        claimed.append(found)
+        if len(claimed) == 1:
+            await write(service, "too late for this claim")
+        return found
+
+    monkeypatch.setattr(claims, "claim", claim_and_commit)
+    monkeypatch.setattr(shop.module("bus.relay").Waker, "run", wake_nobody)
+    relays(service)
+    async with asyncio.timeout(5):
+        await shop.gate("x").wait()
+    assert not claimed[0]
 
 
 async def test_commit_wakes_the_relay(shop: Shop, start: Start, url: str, relays: Relays) -> None:

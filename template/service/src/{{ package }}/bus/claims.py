@@ -54,10 +54,16 @@ class Claims:
 
         suspects: instead, one delivery during which a process died.
         """
-        busy = await self.busy(subscriptions, suspects=suspects)
-        if not busy:
+        busy: dict[int, bool] = {}
+        is_sqlite = self._database.dialect == "sqlite"
+        if is_sqlite and not (busy := await self.busy(subscriptions, suspects=suspects)):
             return []
         async with self._database.writer.begin() as connection:
+            if not is_sqlite:
+                busy = await self._busy(connection, subscriptions, suspects=suspects)
+                if not busy:
+                    return []
+                await connection.execute(_NOT_YET_ON_DISK)
             found = await self._pick(connection, busy, each, suspects=suspects)
             if found:
                 await connection.execute(
@@ -79,6 +85,12 @@ class Claims:
 
         Only read, so that on SQLite one that has nothing to do keeps no writer waiting.
         """
+        async with self._database.reader.connect() as connection:
+            return await self._busy(connection, subscriptions, suspects=suspects)
+
+    async def _busy(
+        self, connection: AsyncConnection, subscriptions: Collection[int], *, suspects: bool
+    ) -> dict[int, bool]:
         subscription, now = tables.subscription, self._clock.now()
         due = sa.exists().where(self._is_due(now, suspects=suspects)).correlate(subscription)
         query = sa.select(subscription.c.id, subscription.c.paused_reason.is_not(None)).where(
@@ -92,8 +104,7 @@ class Claims:
             ),
             due,
         )
-        async with self._database.reader.connect() as connection:
-            return {row[0]: row[1] for row in await connection.execute(query)}
+        return {row[0]: row[1] for row in await connection.execute(query)}
 
     def _is_due(self, now: dt.datetime, *, suspects: bool) -> sa.ColumnElement[bool]:
         delivery = tables.delivery
@@ -367,6 +378,9 @@ def _done(*fence: sa.ColumnElement[bool]) -> sa.Update:
         .values(state="done", token=None, finished_at=now)
     )
 
+
+# A lease that a crash of the server loses is as if it had never been claimed: no wait for the disk.
+_NOT_YET_ON_DISK = sa.text("SET LOCAL synchronous_commit = off")
 
 # Made once: they run for each delivery, and to build one takes longer than to send it.
 _ONE_DONE = _done(

@@ -64,6 +64,10 @@ class Work:
         if self._listener.takes_list:
             await self._listener.call([self._event(one) for one in claimed], bus)
             return
+        if len(claimed) == 1:
+            # The whole unit is in its context.
+            await self._listener.call(self._event(claimed[0]), bus)
+            return
         for one in claimed:
             self.current = one
             event = self._event(one)

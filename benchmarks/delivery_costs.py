@@ -1,0 +1,118 @@
+"""What publishing costs a command, and how soon a listener starts, in one process."""
+
+import asyncio
+import datetime as dt
+import time
+from statistics import median, quantiles
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from . import ledger
+from .delivery_contenders import Slicewise
+from .ledger import NOTES_TIME
+from .report import Row
+
+SENDS = 40
+
+
+async def publishing(url: str, database: str, rounds: int) -> Row:
+    """`bus.send` of a command that publishes, against its three rows written by hand."""
+    service = Slicewise(url, "timed", NOTES_TIME)
+    await service.open()
+    try:
+        bus = service.runtime.bus()
+        post = ledger.module("timed", "slices.ledger.messages").Post(amount=7)
+        by_hand = ByHand(service)
+        taken: dict[str, list[float]] = {"by hand": [], "slicewise": []}
+        for _ in range(rounds + 1):
+            taken["by hand"].append(await _timed(by_hand.post))
+            taken["slicewise"].append(await _timed(lambda: bus.send(post)))
+        pairs = list(zip(taken["slicewise"], taken["by hand"], strict=True))[1:]
+    finally:
+        await service.close()
+    return {
+        "database": database,
+        "by hand, ms": median(one for _, one in pairs) * 1000,
+        "slicewise, ms": median(one for one, _ in pairs) * 1000,
+        "ratio": median(ours / theirs for ours, theirs in pairs),
+    }
+
+
+async def _timed(send: Any) -> float:
+    start = time.perf_counter()
+    for _ in range(SENDS):
+        await send()
+    return (time.perf_counter() - start) / SENDS
+
+
+class ByHand:
+    """The rows that the bus writes: the command's, the event and its delivery."""
+
+    def __init__(self, service: Slicewise) -> None:
+        self.engine = service.database.writer
+        self.entry = ledger.models("timed").Entry
+        event, delivery = service.tables.event, service.tables.delivery
+        postgresql = self.engine.dialect.name == "postgresql"
+        number = sa.func.pg_current_xact_id().cast(sa.Text).cast(sa.BigInteger)
+        self.event = (
+            sa.insert(event).values(tx=number if postgresql else 0).returning(event.c.position)
+        )
+        self.delivery = sa.insert(delivery)
+
+    async def post(self) -> None:
+        now = dt.datetime.now(dt.UTC)
+        async with AsyncSession(self.engine, expire_on_commit=False) as session:
+            entry = self.entry(amount=7)
+            session.add(entry)
+            await session.flush()
+            event = {
+                "id": uuid7(),
+                "name": "ledger.Posted",
+                "version": 1,
+                "key": str(entry.id),
+                "payload": {"entry_id": str(entry.id), "amount": entry.amount},
+                "headers": {},
+                "correlation_id": uuid7().hex,
+                "causation_id": None,
+                "recorded_at": now,
+            }
+            delivery = {
+                "event_position": await session.scalar(self.event, event),
+                "subscription_id": 1,
+                "run": 0,
+                "event_version": 1,
+                "state": "pending",
+                "due": now,
+                "attempts": 0,
+                "losses": 0,
+            }
+            await session.execute(self.delivery, delivery)
+            await session.commit()
+
+
+async def latency(url: str, database: str, samples: int) -> Row:
+    """From the end of a send to the start of its listener, in a worker that has nothing else."""
+    service = Slicewise(url, "timed", NOTES_TIME)
+    await service.open()
+    started = ledger.module("timed", "slices.ledger.listeners").started
+    post = ledger.module("timed", "slices.ledger.messages").Post(amount=7)
+    taken = []
+    try:
+        await service.warm_up()
+        await service.deliver()
+        for _ in range(samples):
+            started.clear()
+            await service.runtime.bus().send(post)
+            committed = time.perf_counter()
+            async with asyncio.timeout(10):
+                while not started:  # noqa: ASYNC110
+                    await asyncio.sleep(0.0005)
+            taken.append((started[0] - committed) * 1000)
+            await asyncio.sleep(0.02)
+    finally:
+        await service.close()
+    percent = quantiles(taken, n=100)
+    return {"database": database, "p50, ms": percent[49], "p99, ms": percent[98]}
