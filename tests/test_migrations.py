@@ -628,6 +628,7 @@ def test_database_in_no_folder(shop: Shop) -> None:
     assert shop.db_fails("upgrade").endswith(f"cannot be reached: there is no folder {folder}")
 
 
+@on_sqlite
 def test_database_that_the_server_does_not_have(shop: Shop, postgres: str) -> None:
     shop.url = postgres.replace("/postgres?", "/nowhere?")
     assert 'cannot be reached: database "nowhere" does not exist' in shop.db_fails("upgrade")

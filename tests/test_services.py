@@ -43,6 +43,14 @@ def run(folder: Path, *command: str, fails: bool = False) -> str:
     return printed
 
 
+@pytest.fixture
+def small(template: Template, tmp_path: Path) -> Path:
+    """A service with one slice, to break."""
+    shop = template.copy(tmp_path / "shop")
+    template.copy(shop / "src/shop/slices/notes")
+    return shop
+
+
 @pytest.mark.parametrize("answers", list(itertools.product(DATABASES, AUTHS, CIS)), ids="-".join)
 def test_every_service_renders_clean(
     template: Template, tmp_path: Path, answers: tuple[str, str, str]
@@ -98,3 +106,59 @@ def test_removing_a_slice_edits_no_other_file(template: Template, tmp_path: Path
     after = tree(tmp_path / "one/shop")
     assert {name: after[name] for name in before} == before
     assert all(name.startswith("src/shop/slices/notes/") for name in after.keys() - before.keys())
+
+
+WAITS = "\nimport threading\nprint('waiting', flush=True)\nthreading.Event().wait()\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "place"),
+    [
+        ("shop", "run", "src/shop/settings.py"),
+        ("shop", "worker", "src/shop/settings.py"),
+        ("shop.cli", "run", "src/shop/slices/notes/models.py"),
+        ("shop.cli", "worker", "src/shop/slices/notes/models.py"),
+    ],
+)
+def test_service_that_is_told_to_stop_while_it_is_loaded(
+    small: Path, module: str, command: str, place: str
+) -> None:
+    """As it is loaded it comes to a line that waits, and it is sent SIGTERM there."""
+    with (small / place).open("a") as file:
+        file.write(WAITS)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, command],
+        cwd=small,
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "")
+
+
+@pytest.mark.parametrize("command", [["run"], ["worker"], ["describe"], ["db", "upgrade"]])
+@pytest.mark.parametrize("broken", ["def x(:", "<<<<<<< before updating"])
+def test_broken_slice_is_told_in_one_line(small: Path, command: list[str], broken: str) -> None:
+    """And nothing is migrated: who calls would take it for the new version."""
+    handlers = small / "src/shop/slices/notes/handlers.py"
+    at = f"{handlers}:{len(handlers.read_text().splitlines()) + 1}: "
+    with handlers.open("a") as file:
+        file.write(broken)
+    printed = run(small, "shop.cli", *command, fails=True)
+    assert at in printed
+    assert len(printed.splitlines()) == 1
+    assert not (small / "shop.db").exists()
+
+
+def test_describe_wants_the_slices_that_are_to_run(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLICES", "nope")
+    assert "SLICES: no slice nope; here are: notes" in run(small, "shop", "describe", fails=True)
+    monkeypatch.setenv("SLICES", "notes")
+    assert "command notes.CreateNote" in run(small, "shop", "describe")
