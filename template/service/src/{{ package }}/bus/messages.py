@@ -19,7 +19,7 @@ class Message(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def check_texts(cls, value: Any) -> Any:
+    def _check_texts(cls, value: Any) -> Any:
         """Raises ValueError for a NUL character and half of a surrogate pair."""
         check_texts(value)
         return value
