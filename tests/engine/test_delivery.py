@@ -573,3 +573,18 @@ async def test_one_delivery_at_a_time_writes_to_sqlite(
     assert len(shop.seen) <= 2
     await service.settled()
     assert sorted(shop.seen) == [*"abcd"]
+
+
+async def test_listener_may_ask_which_database_it_is_on(shop: Shop, start: Start, url: str) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def look(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(session.get_bind().dialect.name)
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    await service.settled()
+    assert shop.seen == [service.database.dialect]

@@ -173,3 +173,22 @@ async def test_message_id_is_the_same_at_each_attempt(shop: Shop, start: Start, 
     assert len(shop.seen) == 3
     assert len(ids["a"]) == len(ids["b"]) == 1
     assert ids["a"] != ids["b"]
+
+
+async def test_waiting_for_another_takes_none_of_a_listeners_time(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(timeout=0.3)
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            await session.execute(text("SELECT 1"))
+            if event.text == "a":
+                await gate("never").wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, *"abcd")
+    await service.runtime.relay.work_off()
+    assert await states(service) == [("pending", 1), ("done", 0), ("done", 0), ("done", 0)]

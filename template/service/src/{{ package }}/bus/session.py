@@ -1,7 +1,6 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
-import asyncio
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -15,10 +14,20 @@ from .recording import EventLog, RecordingSession, use_log
 _ENDS = "bus_unit_ends"
 
 
+class Turn(Protocol):
+    """What a session may have to wait for before its first statement."""
+
+    async def acquire(self) -> object:
+        """Wait for it."""
+
+    def release(self) -> None:
+        """Let the next have it."""
+
+
 class _TurnTakingSession(RecordingSession):
     """Waits for its turn, if it has to, before its first statement."""
 
-    turn: asyncio.Lock | None = None
+    turn: Turn | None = None
     has_turn = False
 
     def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
@@ -58,9 +67,7 @@ class UnitSession(AsyncSession):
     sync_session_class = _TurnTakingSession
     sync_session: _TurnTakingSession
 
-    def __init__(
-        self, engine: AsyncEngine, log: EventLog, turn: asyncio.Lock | None = None
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, log: EventLog, turn: Turn | None = None) -> None:
         """turn is held from the first statement to the end of the unit."""
         # Whoever still holds it when the unit is over cannot begin a transaction that nobody ends.
         super().__init__(engine, expire_on_commit=False, close_resets_only=False)
@@ -84,6 +91,10 @@ class UnitSession(AsyncSession):
 
     def begin(self) -> NoReturn:
         raise _refusal("begin")
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        """What the session is on, such as for its dialect: nothing to wait for a turn for."""
+        return RecordingSession.get_bind(self.sync_session, *arguments, **options)
 
     async def connection(self, *arguments: Any, **options: Any) -> AsyncConnection:
         """The connection of the unit, for statements that go around the ORM."""

@@ -22,7 +22,7 @@ from .errors import BusError, UnitDoomedError
 from .messages import Event
 from .outbox import Outbox
 from .recording import Cancellation, EventLog, take_back
-from .session import UnitSession
+from .session import Turn, UnitSession
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -68,10 +68,11 @@ async def run_unit(
     readonly: bool = False,
     where: str = "",
     completion: Completion | None = None,
+    turn: Turn | None = None,
 ) -> Any:
     """Run call(message, bus) as one transaction; returns what it returns, after the commit.
 
-    A deadlock or a serialization failure runs it again. Raises BusError if this task is already
+    turn is waited for before the first statement, and held until the end. A deadlock or a serialization failure runs it again. Raises BusError if this task is already
     inside of a unit of work.
     """
     outer = _current.get()
@@ -82,7 +83,9 @@ async def run_unit(
         )
     runs = 1
     while True:
-        unit = UnitOfWork(resources, context, readonly=readonly, where=where, completion=completion)
+        unit = UnitOfWork(
+            resources, context, readonly=readonly, where=where, completion=completion, turn=turn
+        )
         try:
             return await unit.run(call, message)
         except DBAPIError as error:
@@ -101,6 +104,7 @@ class UnitOfWork:
         "_readonly",
         "_resources",
         "_session",
+        "_turn",
         "_where",
         "context",
         "is_open",
@@ -115,6 +119,7 @@ class UnitOfWork:
         readonly: bool = False,
         where: str = "",
         completion: Completion | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self.context = context
         self.log = EventLog()
@@ -123,6 +128,7 @@ class UnitOfWork:
         self._readonly = readonly
         self._where = where
         self._completion = completion
+        self._turn = turn
         self._session: UnitSession | None = None
         self._inside: list[asyncio.Task[Any] | None] = []
         self._doomed_by: BaseException | None = None
@@ -140,8 +146,7 @@ class UnitOfWork:
             if database is None:
                 raise BusError("This bus was built without a database.")
             engine = database.reader if self._readonly else database.writer
-            in_turn = self._completion is not None and database.dialect == "sqlite"
-            self._session = UnitSession(engine, self.log, database.turn if in_turn else None)
+            self._session = UnitSession(engine, self.log, self._turn)
         return self._session
 
     async def run(self, call: Route, message: object) -> Any:

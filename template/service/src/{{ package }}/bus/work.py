@@ -53,11 +53,18 @@ class Work:
                     self._claimed,
                     where=self._listener.name,
                     completion=Completed(self._claimed, self._resources.clock),
+                    turn=self._turn(limit),
                 )
         except TimeoutError as error:
             if not limit.expired():
                 raise
             raise TimeoutError(f"{self._listener.name} took longer than {seconds} s.") from error
+
+    def _turn(self, limit: asyncio.Timeout) -> "_Turn | None":
+        database = self._resources.database
+        if database is None or database.dialect != "sqlite":
+            return None
+        return _Turn(database.turn, limit)
 
     async def _listen(self, claimed: Sequence[Delivery], bus: Bus) -> None:
         self.current = None
@@ -85,3 +92,24 @@ class Work:
             listener=self._listener.name,
             run=delivery.run,
         )
+
+
+class _Turn:
+    """A delivery's turn at the only writer of SQLite: to wait for others takes none of its time."""
+
+    def __init__(self, lock: asyncio.Lock, limit: asyncio.Timeout) -> None:
+        self._lock = lock
+        self._limit = limit
+
+    async def acquire(self) -> None:
+        loop, until = asyncio.get_running_loop(), self._limit.when()
+        if until is None or self._limit.expired():
+            await self._lock.acquire()
+            return
+        left = until - loop.time()
+        self._limit.reschedule(None)
+        await self._lock.acquire()
+        self._limit.reschedule(loop.time() + left)
+
+    def release(self) -> None:
+        self._lock.release()
