@@ -72,8 +72,9 @@ async def run_unit(
 ) -> Any:
     """Run call(message, bus) as one transaction; returns what it returns, after the commit.
 
-    turn is waited for before the first statement, and held until the end. A deadlock or a serialization failure runs it again. Raises BusError if this task is already
-    inside of a unit of work.
+    turn is waited for before the first statement, and held until the end. A deadlock or a
+    serialization failure runs it again. Raises BusError if this task is already inside of a unit of
+    work.
     """
     outer = _current.get()
     if outer is not None and outer.is_open:
