@@ -17,6 +17,13 @@ from jinja2.sandbox import SandboxedEnvironment
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For the tests that break things; options are only heard of here."""
+    parser.addoption("--seed", type=int, help="what is random is as it was with this seed")
+    parser.addoption("--minutes", type=float, default=0, help="how long processes are killed")
+    parser.addoption("--report", type=Path, help="a file for what was found in that time")
+
+
 def git(folder: Path, *arguments: str) -> str:
     """Run git in a folder; what it prints."""
     done = subprocess.run(
