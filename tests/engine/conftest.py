@@ -255,7 +255,14 @@ def notes(shop: Shop, run: str = "", **more: str) -> None:
     shop.slice("notes", **modules)
 
 
+async def write(service: Service, *texts: str) -> None:
+    """Write notes, each in a request of its own."""
+    for text in texts:
+        await service.send(service.shop.messages().Write(text=text))
+
+
 Start = Callable[..., Awaitable[Service]]
+Relays = Callable[[Service], "asyncio.Task[None]"]
 
 
 def options(shop: Shop, **changed: float) -> Any:
@@ -394,7 +401,7 @@ async def _create_tables(shop: Shop, connection: AsyncConnection) -> None:
 
 
 @pytest.fixture
-async def relays() -> AsyncIterator[Callable[[Service], "asyncio.Task[None]"]]:
+async def relays() -> AsyncIterator[Relays]:
     """`relays(service)` delivers in the background until the test ends."""
     running: dict[asyncio.Task[None], Service] = {}
 

@@ -1,25 +1,17 @@
 """A new listener starts with what is published from now on, or with all that is stored."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
-from .conftest import Service, Shop, Start, notes
+from .conftest import Service, Shop, Start, notes, write
 
 pytestmark = pytest.mark.anyio
-
-Relays = Callable[[Service], "asyncio.Task[None]"]
 
 HEARS = """
 @listen{}
 async def hear(event: NoteWritten) -> None: seen.append(event.text)
 """
-
-
-async def write(service: Service, *texts: str) -> None:
-    for text in texts:
-        await service.send(service.shop.messages().Write(text=text))
 
 
 async def with_listener(shop: Shop, start: Start, url: str, options: str) -> Service:

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from .conftest import Service, Shop, Start, notes
+from .conftest import Service, Shop, Start, notes, write
 
 pytestmark = pytest.mark.anyio
 
@@ -29,11 +29,6 @@ TRANSACTION = {
 def batching(shop: Shop, url: str, listeners: str = BATCH, **more: str) -> None:
     statement = f"TRANSACTION = {TRANSACTION[url.partition(':')[0]]!r}\n"
     notes(shop, listeners=statement + textwrap.dedent(listeners), **more)
-
-
-async def write(service: Service, *texts: str) -> None:
-    for text in texts:
-        await service.send(service.shop.messages().Write(text=text))
 
 
 async def states(service: Service) -> dict[str, list[tuple[str, int]]]:

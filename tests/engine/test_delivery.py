@@ -1,18 +1,15 @@
 """Events and their deliveries are stored with what caused them, and each listener runs once."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
-from .conftest import Service, Shop, Start, notes, options, until
+from .conftest import Relays, Service, Shop, Start, notes, options, until, write
 
 pytestmark = pytest.mark.anyio
-
-Relays = Callable[[Service], "asyncio.Task[None]"]
 
 REACTS = """
     @listen
@@ -29,11 +26,6 @@ FAILS = """
         seen.append("failed")
         raise LookupError("no luck")
 """
-
-
-async def write(service: Service, *texts: str) -> None:
-    for text in texts:
-        await service.send(service.shop.messages().Write(text=text))
 
 
 async def states(service: Service) -> list[tuple[str, str, int]]:

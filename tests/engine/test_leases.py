@@ -1,17 +1,14 @@
 """A delivery is worked by one process at a time, and outlives the one that works it."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from .conftest import Service, Shop, Start, notes, options, until
+from .conftest import Relays, Service, Shop, Start, notes, options, until, write
 
 pytestmark = pytest.mark.anyio
-
-Relays = Callable[[Service], "asyncio.Task[None]"]
 
 COPY = """
     @listen
@@ -26,11 +23,6 @@ WAITS = """
         seen.append(event.text)
         await gate(str(len(seen))).wait()
 """
-
-
-async def write(service: Service, *texts: str) -> None:
-    for text in texts:
-        await service.send(service.shop.messages().Write(text=text))
 
 
 async def states(service: Service) -> list[tuple[str, int]]:

@@ -2,16 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 
-from .conftest import Service, Shop, Start, options, until
+from .conftest import Relays, Service, Shop, Start, options, until
 
 pytestmark = pytest.mark.anyio
-
-Relays = Callable[[Service], "asyncio.Task[None]"]
 
 CONTRACTS = """
     class Counted(Event, key="counter"):

@@ -2,15 +2,12 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable
 
 import pytest
 
-from .conftest import Service, Shop, Start, notes
+from .conftest import Service, Shop, Start, notes, write
 
 pytestmark = pytest.mark.anyio
-
-Relays = Callable[[Service], "asyncio.Task[None]"]
 
 
 def failing(shop: Shop, options: str, error: str = "LookupError('no luck')") -> None:
@@ -25,11 +22,6 @@ def failing(shop: Shop, options: str, error: str = "LookupError('no luck')") -> 
                 raise {error}
         """,
     )
-
-
-async def write(service: Service, *texts: str) -> None:
-    for text in texts:
-        await service.send(service.shop.messages().Write(text=text))
 
 
 async def states(service: Service) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from .bus.errors import OperationError
 from .bus.operating.changes import Selection
 from .bus.operating.filters import duration
 from .bus.operating.operations import Operations
+from .bus.operating.standing import Row
 from .cli_events import AsJson, Listener, Where, run_operations
 from .cli_output import (
     ask,
@@ -25,7 +26,6 @@ from .cli_output import (
 
 changes = typer.Typer()
 
-Row = dict[str, Any]
 Change = Callable[..., Awaitable[int]]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 import typer
@@ -16,6 +16,7 @@ from .app import PACKAGE, StartError
 from .bus.engines import Database
 from .bus.errors import OperationError
 from .bus.operating.operations import Operations
+from .bus.operating.standing import Row
 from .bus.runtime import build
 from .cli_output import (
     print_json,
@@ -29,7 +30,6 @@ from .settings import Settings
 events = typer.Typer(no_args_is_help=True, help="Look at deliveries, and change them by hand.")
 
 T = TypeVar("T")
-Row = dict[str, Any]
 
 Listener = Annotated[str, typer.Argument(help="A listener, such as orders.start_order.")]
 Where = Annotated[

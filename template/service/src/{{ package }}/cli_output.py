@@ -3,11 +3,10 @@
 import datetime as dt
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import typer
 
-Row = dict[str, Any]
+from .bus.operating.standing import Row
 
 
 def ask(question: str, yes: bool) -> None:

@@ -142,7 +142,7 @@ class Outbox:
             "id": uuid7(),
             "name": self.name_of(type(event)),
             "version": event.event_version,
-            "key": str(getattr(event, event.event_key)),
+            "key": key_of(event),
             "payload": event.model_dump(mode="json"),
             "headers": context.headers(),
             "correlation_id": context.correlation_id,
@@ -161,6 +161,11 @@ class Outbox:
                 scheduled.c.name.in_(self._types[what.cls].names), scheduled.c.key == what.key
             )
         )
+
+
+def key_of(event: Event) -> str:
+    """What the event is about, as it is stored."""
+    return str(getattr(event, event.event_key))
 
 
 _GIVEN = [one.name for one in tables.event.c if one.name not in ("position", "tx")]
@@ -239,12 +244,11 @@ def _both() -> sa.Select[Any]:
         .where(tables.is_live(subscription))
         .select_from(given)
     )
-    transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
     stored = (
         sa.insert(event)
         .from_select(
             [*_GIVEN, "tx"],
-            sa.select(*(given.c[one] for one in _GIVEN), transaction)
+            sa.select(*(given.c[one] for one in _GIVEN), tables.current_transaction())
             .where(sa.or_(sa.bindparam("locked", type_=sa.Boolean), ~ordered))
             .order_by(given.c.n),
         )

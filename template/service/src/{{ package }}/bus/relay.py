@@ -287,10 +287,10 @@ class Relay:
                 claimed = [one for one in claimed if one is not culprit]
             else:
                 log.info("events delivered", listener=listener.name, count=len(claimed))
-                return await self._succeeded(listener, claimed)
+                await self._succeeded(listener, claimed)
+                return
         for one in claimed:
             await self._deliver_alone(listener, one)
-        return None
 
     async def _deliver_alone(self, listener: Listener, delivery: Delivery) -> None:
         with structlog.contextvars.bound_contextvars(

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .engines import Database
+from .idempotency import remove_expired as remove_expired_keys
 
 _FORGET_WORKERS = dt.timedelta(days=1)
 _is_unfinished = tables.delivery.c.state.not_in(("done", "dropped"))
@@ -29,7 +30,7 @@ async def keep_house(database: Database, retention: Retention) -> None:
 
     It pauses after each batch for as long as that took, so that delivery keeps its turn.
     """
-    await remove_expired(database)
+    await _repeat(lambda: remove_expired(database))
     if (finished := retention.finished) is not None:
         await _repeat(lambda: remove_finished(database, finished))
     if (events := retention.events) is not None:
@@ -79,12 +80,15 @@ async def remove_events(database: Database, older_than: dt.timedelta, limit: int
     return len(gone)
 
 
-async def remove_expired(database: Database) -> None:
-    """Remove idempotency keys that have expired, and workers that were not seen for a day."""
-    keys, worker = tables.idempotency, tables.worker
+async def remove_expired(database: Database, limit: int = 1000) -> int:
+    """Remove idempotency keys that have expired, and workers that were not seen for a day.
+
+    One batch in one transaction, of no more than limit keys; returns how many keys there were.
+    """
+    worker = tables.worker
     async with database.writer.begin() as connection:
-        await connection.execute(sa.delete(keys).where(keys.c.expires_at < _ago(dt.timedelta())))
         await connection.execute(sa.delete(worker).where(worker.c.seen_at < _ago(_FORGET_WORKERS)))
+        return await remove_expired_keys(connection, _ago(dt.timedelta()), limit)
 
 
 async def _repeat(remove: Callable[[], Awaitable[int]]) -> None:

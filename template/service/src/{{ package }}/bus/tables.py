@@ -106,6 +106,11 @@ def is_unfinished(of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
     return sa.and_(of.c.lane.is_not(None), of.c.state.in_(states))
 
 
+def current_transaction() -> sa.ColumnElement[int]:
+    """The number of the transaction that writes an event (PostgreSQL)."""
+    return sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
+
+
 def _written(*states: str) -> sa.BindParameter[tuple[str, ...]]:
     return sa.bindparam(None, states, expanding=True, literal_execute=True)
 

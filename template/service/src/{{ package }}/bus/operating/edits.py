@@ -14,6 +14,7 @@ from .. import tables
 from ..catalog import Catalog
 from ..errors import OperationError
 from ..lanes import is_behind, lock_keys, promote
+from ..outbox import key_of
 
 
 async def edit(
@@ -108,7 +109,7 @@ def _corrected(
     return {
         "name": found.name,
         "version": found.cls.event_version,
-        "key": str(getattr(event, found.cls.event_key)),
+        "key": key_of(event),
         "payload": event.model_dump(mode="json"),
     }
 
@@ -122,7 +123,7 @@ async def _store(
     event = tables.event
     transaction: Any = 0
     if connection.dialect.name == "postgresql":
-        transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
+        transaction = tables.current_transaction()
     event_id = uuid7()
     insert = sa.insert(event).values(
         id=event_id,

@@ -59,21 +59,13 @@ class Standing:
         async with self._database.reader.connect() as connection:
             subscribed = await self._subscriptions(connection)
             counts = {state: await _counts(connection, state) for state in _UNFINISHED}
-            firsts = [first for _, first in counts["pending"].values()]
-            event, delivery = tables.event, tables.delivery
-            recorded = sa.select(delivery.c.id, event.c.recorded_at).join(
-                event, event.c.position == delivery.c.event_position
-            )
-            since = {
-                row.id: row.recorded_at
-                for row in await connection.execute(recorded.where(delivery.c.id.in_(firsts)))
-            }
+            since = await _recorded(connection, counts["pending"])
             live = await self._workers(connection)
         running = {name for worker in live if worker["alive"] for name in worker["listeners"]}
         rows = []
         for one in subscribed:
             _, first = counts["pending"].get(one.id, (0, None))
-            oldest = since.get(first)
+            oldest = None if first is None else since.get(first)
             rows.append(
                 {
                     "listener": one.listener,
@@ -99,12 +91,14 @@ class Standing:
 
     async def health(self) -> Row:
         """pending and dead: how many; oldest_pending_seconds: how long one has waited, or None."""
-        lag = await self.lag()
-        ages = [one["oldest_seconds"] for one in lag if one["oldest_seconds"] is not None]
+        async with self._database.reader.connect() as connection:
+            pending = await _counts(connection, "pending")
+            dead = await _counts(connection, "dead")
+            oldest = min((await _recorded(connection, pending)).values(), default=None)
         return {
-            "pending": sum(one["pending"] for one in lag),
-            "oldest_pending_seconds": max(ages, default=None),
-            "dead": sum(one["dead"] for one in lag),
+            "pending": sum(count for count, _ in pending.values()),
+            "oldest_pending_seconds": oldest and (self._now() - oldest).total_seconds(),
+            "dead": sum(count for count, _ in dead.values()),
         }
 
     async def _subscription(self, connection: AsyncConnection, listener: str) -> Subscribed:
@@ -160,6 +154,19 @@ async def _counts(connection: AsyncConnection, state: str) -> Mapping[int, tuple
         conditions.append(tables.is_unfinished(delivery))
     found = await connection.execute(query.where(*conditions).group_by(delivery.c.subscription_id))
     return {subscription: (count, first) for subscription, count, first in found}
+
+
+async def _recorded(
+    connection: AsyncConnection, counts: Mapping[int, tuple[int, int]]
+) -> Mapping[int, dt.datetime]:
+    """When the events of the first deliveries were recorded, by the ids of these."""
+    event, delivery = tables.event, tables.delivery
+    query = (
+        sa.select(delivery.c.id, event.c.recorded_at)
+        .join(event, event.c.position == delivery.c.event_position)
+        .where(delivery.c.id.in_([first for _, first in counts.values()]))
+    )
+    return {row.id: row.recorded_at for row in await connection.execute(query)}
 
 
 def rows_of(found: sa.CursorResult[Any]) -> list[Row]:
