@@ -224,3 +224,40 @@ async def test_other_process_is_woken(shop: Shop, start: Start, url: str, relays
         while not shop.gate("x").is_set():
             await write(here, str(len(await here.texts())))
             await asyncio.sleep(0.05)
+
+
+async def test_transaction_that_stands_still_holds_up_no_other_lease(
+    shop: Shop, start: Start, postgresql_url: str
+) -> None:
+    notes(shop, listeners=COPY)
+    service = await start(postgresql_url)
+    await write(service, "a", "b")
+    first, second = await claim(service)
+    claims, delivery = service.runtime.relay._claims, shop.tables.delivery
+    async with service.database.writer.connect() as frozen, asyncio.timeout(5):
+        await frozen.execute(
+            sa.select(delivery.c.id).where(delivery.c.id == first.id).with_for_update()
+        )
+        await claims.renew([first.id, second.id])
+        await service.write(
+            sa.update(delivery)
+            .where(delivery.c.id == second.id)
+            .values(lease_until=shop.module("bus.claims").from_now(-1))
+        )
+        assert [one.id for one in await claims.expire()] == [second.id]
+    assert await states(service) == [("working", 0), ("pending", 1)]
+
+
+async def test_stop_cuts_off_a_delivery_that_runs_alone(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=WAITS)
+    service = await start(url, relay=options(shop, grace=0.01))
+    await write(service, "a")
+    await service.write("UPDATE bus_delivery SET losses = 1")
+    task = relays(service)
+    await until(lambda: bool(shop.seen))
+    service.runtime.relay.stop()
+    async with asyncio.timeout(5):
+        await task
+    assert await states(service) == [("pending", 1)]

@@ -5,7 +5,7 @@ import datetime as dt
 
 import pytest
 
-from .conftest import Service, Shop, Start, notes, write
+from .conftest import Relays, Service, Shop, Start, notes, options, write
 
 pytestmark = pytest.mark.anyio
 
@@ -184,3 +184,23 @@ async def test_waiting_for_another_takes_none_of_a_listeners_time(
     await write(service, *"abcd")
     await service.runtime.relay.work_off()
     assert await states(service) == [("pending", 1), ("done", 0), ("done", 0), ("done", 0)]
+
+
+async def test_retry_that_is_due_at_once_waits_for_no_poll(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(backoff=1e-6)
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            seen.append(event.text)
+            if len(seen) < 3:
+                raise LookupError
+        """,
+    )
+    service = await start(url, relay=options(shop, poll=3600))
+    await write(service, "a")
+    relays(service)
+    await service.settled()
+    assert shop.seen == ["a"] * 3

@@ -182,15 +182,14 @@ class Claims:
         """
         if not claimed:
             return
-        mine = self._held().where(tables.delivery.c.id.in_(claimed))
+        mine = tables.delivery.c.id.in_(claimed)
         async with self._database.writer.begin() as connection:
-            await connection.execute(mine.values(lease_until=from_now(self.lease)))
+            await connection.execute(
+                _unlocked(*self._held(), mine).values(lease_until=from_now(self.lease))
+            )
 
-    def _held(self) -> sa.Update:
-        delivery = tables.delivery
-        return sa.update(delivery).where(
-            delivery.c.worker_id == self.worker_id, tables.is_in("working")
-        )
+    def _held(self) -> tuple[sa.ColumnElement[bool], ...]:
+        return tables.delivery.c.worker_id == self.worker_id, tables.is_in("working")
 
     async def expire(self) -> list[sa.Row[Any]]:
         """Free what workers held that are not heard of any more; returns id and state of each.
@@ -206,8 +205,7 @@ class Claims:
         dead = losses >= _MOST_LOSSES
         message = f"The process that ran it died, or lost its lease, {_MOST_LOSSES} times."
         freed = (
-            sa.update(delivery)
-            .where(*expired)
+            _unlocked(*expired)
             .values(
                 state=sa.case((dead, "dead"), else_="pending"),
                 losses=losses,
@@ -243,7 +241,8 @@ class Claims:
     async def leave(self) -> None:
         """Give everything back, and be no worker any more."""
         async with self._database.writer.begin() as connection:
-            await connection.execute(self._held().values(state="pending", token=None))
+            held = sa.update(tables.delivery).where(*self._held())
+            await connection.execute(held.values(state="pending", token=None))
             worker = tables.worker
             await connection.execute(sa.delete(worker).where(worker.c.id == self.worker_id))
 
@@ -268,21 +267,22 @@ class Claims:
                 .values(paused_until=until, paused_reason=reason)
             )
 
-    async def next_due(self, subscriptions: Collection[int]) -> dt.datetime | None:
-        """When the next delivery, pause or scheduled event is due, as far as it is not yet."""
+    async def next_due(
+        self, subscriptions: Collection[int], after: dt.datetime
+    ) -> dt.datetime | None:
+        """When the next delivery, pause or scheduled event is due, of those due after `after`."""
         subscription, delivery, scheduled = tables.subscription, tables.delivery, tables.scheduled
-        now = self._clock.now()
         later = (
             sa.select(sa.func.min(delivery.c.due))
             .where(
                 delivery.c.subscription_id == subscription.c.id,
                 tables.is_in("pending"),
-                delivery.c.due > now,
+                delivery.c.due > after,
             )
             .correlate(subscription)
             .scalar_subquery()
         )
-        pauses = sa.case((subscription.c.paused_until > now, subscription.c.paused_until))
+        pauses = sa.case((subscription.c.paused_until > after, subscription.c.paused_until))
         query = sa.select(
             sa.func.min(later),
             sa.func.min(pauses),
@@ -368,6 +368,13 @@ def _mine(claimed: Sequence[Delivery]) -> sa.Update:
             delivery.c.token.in_({one.token for one in claimed}),
         )
     return sa.update(delivery).where(*fence, tables.is_in("working"))
+
+
+def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.Update:
+    """Those that no transaction is completing: one that stands still would hold up all others."""
+    delivery = tables.delivery
+    found = sa.select(delivery.c.id).where(*conditions).with_for_update(skip_locked=True)
+    return sa.update(delivery).where(delivery.c.id.in_(found))
 
 
 def _done(*fence: sa.ColumnElement[bool]) -> sa.Update:

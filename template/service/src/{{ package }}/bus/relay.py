@@ -79,8 +79,8 @@ class Relay:
         self._here: dict[int, Listener] = {}
         self._ready: dict[int, deque[Delivery]] = defaultdict(deque)
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
-        # Subscriptions of which nothing more was due when they were looked at last.
-        self._dry: set[int] = set()
+        # Subscriptions of which nothing more was due when they were looked at last, and that time.
+        self._dry: dict[int, dt.datetime] = {}
         self._wakes = 0
         self._streaks: dict[int, set[int]] = defaultdict(set)
         self._pauses: dict[int, Paused] = {}
@@ -177,14 +177,14 @@ class Relay:
         hungry, claimed = self._hungry(), 0
         for each in {self._claim_size(one) for one in hungry}:
             same = [one for one in hungry if self._claim_size(one) == each]
-            wakes = self._wakes
+            wakes, now = self._wakes, self._resources.clock.now()
             found = await self._claims.claim(same, each)
             claimed += len(found)
             for delivery in found:
                 self._ready[delivery.subscription_id].append(delivery)
             # What was committed during the claim may have come too late for it.
             if wakes == self._wakes:
-                self._dry |= {one for one in same if len(self._ready[one]) < each}
+                self._dry |= {one: now for one in same if len(self._ready[one]) < each}
         self._start()
         return bool(claimed)
 
@@ -204,20 +204,23 @@ class Relay:
         """Until somebody wakes it, a delivery is done, or the next is due."""
         if not self._due_known:
             self._due_known = True
-            self._due = await self._claims.next_due(self._here)
+            # What has become due since then was not seen yet.
+            after = min(self._dry.values(), default=self._resources.clock.now())
+            self._due = await self._claims.next_due(self._here, after)
         seconds = self._options.poll
         if self._due is not None:
             seconds = min(seconds, (self._due - self._resources.clock.now()).total_seconds())
         if seconds > 0:
             await self._sleep(seconds)
-        else:
-            await self._move_due()
+        elif not await self._move_due():
+            self.wake()
 
     async def _move_due(self) -> int:
         """Put scheduled events that are due into the log."""
         async with self._database.writer.begin() as connection:
             moved = await self._resources.outbox.move_due(connection)
-        self.committed()
+        if moved:
+            self.committed()
         return moved
 
     async def _sleep(self, seconds: float) -> None:
@@ -244,12 +247,11 @@ class Relay:
                     self._begin(_take(ready, self._here[subscription].mark.batch))
                     progress = True
 
-    def _begin(self, claimed: list[Delivery]) -> asyncio.Task[None]:
+    def _begin(self, claimed: list[Delivery]) -> None:
         listener = self._here[claimed[0].subscription_id]
         task = asyncio.create_task(self._deliver(listener, claimed))
         self._running[task] = claimed
         task.add_done_callback(self._done)
-        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -267,7 +269,7 @@ class Relay:
         found = await self._claims.claim(self._here, 1, suspects=True)
         self._suspects = bool(found)
         for one in found:
-            await self._begin([one])
+            self._begin([one])
         return True
 
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
