@@ -6,6 +6,7 @@ import socket
 from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,13 +40,14 @@ class Claims:
         self.lease = lease
         self._database = database
         self._clock = clock
-        self._readable: sa.ColumnElement[bool] = sa.false()
+        self.read([])
 
     def read(self, readable: Sequence[tuple[int, str, int]]) -> None:
         """Claim only these: subscription, name and version of the event."""
         what = (tables.delivery.c.subscription_id, tables.event.c.name)
         whole = sa.tuple_(*what, tables.delivery.c.event_version)
         self._readable = whole.in_(readable) if readable else sa.false()
+        self._picks = {suspects: _pick(self._readable, suspects) for suspects in (False, True)}
 
     async def claim(
         self, subscriptions: Collection[int], each: int, *, suspects: bool = False
@@ -64,18 +66,11 @@ class Claims:
                 if not busy:
                     return []
                 await connection.execute(_NOT_YET_ON_DISK)
-            found = await self._pick(connection, busy, each, suspects=suspects)
+            token = uuid7()
+            found = await self._pick(connection, busy, each, suspects=suspects, token=token)
             if found:
-                await connection.execute(
-                    sa.update(tables.delivery)
-                    .where(tables.delivery.c.id.in_([one.id for one in found]))
-                    .values(
-                        state="working",
-                        token=found[0].token,
-                        worker_id=self.worker_id,
-                        lease_until=from_now(self.lease),
-                    )
-                )
+                lease = {"ids": [one.id for one in found], "held": token, "by": self.worker_id}
+                await connection.execute(_LEASE, {**lease, "seconds": self.lease})
         return sorted(found, key=lambda one: one.id)
 
     async def busy(
@@ -91,48 +86,25 @@ class Claims:
     async def _busy(
         self, connection: AsyncConnection, subscriptions: Collection[int], *, suspects: bool
     ) -> dict[int, bool]:
-        subscription, now = tables.subscription, self._clock.now()
-        due = sa.exists().where(self._is_due(now, suspects=suspects)).correlate(subscription)
-        query = sa.select(subscription.c.id, subscription.c.paused_reason.is_not(None)).where(
-            subscription.c.id.in_(subscriptions),
-            subscription.c.retired_at.is_(None),
-            sa.or_(
-                subscription.c.paused_until <= now,
-                sa.and_(
-                    subscription.c.paused_until.is_(None), subscription.c.paused_reason.is_(None)
-                ),
-            ),
-            due,
-        )
-        return {row[0]: row[1] for row in await connection.execute(query)}
-
-    def _is_due(self, now: dt.datetime, *, suspects: bool) -> sa.ColumnElement[bool]:
-        delivery = tables.delivery
-        return sa.and_(
-            delivery.c.subscription_id == tables.subscription.c.id,
-            tables.is_in("pending"),
-            delivery.c.due <= now,
-            delivery.c.losses > 0 if suspects else delivery.c.losses == 0,
-        )
+        given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
+        return {row[0]: row[1] for row in await connection.execute(_BUSY[suspects], given)}
 
     async def _pick(
-        self, connection: AsyncConnection, busy: dict[int, bool], each: int, *, suspects: bool
+        self,
+        connection: AsyncConnection,
+        busy: dict[int, bool],
+        each: int,
+        *,
+        suspects: bool,
+        token: UUID,
     ) -> list[Delivery]:
-        token, found = uuid7(), list[Delivery]()
+        found = list[Delivery]()
         for subscription, on_probation in busy.items():
-            limit = 1 if suspects or on_probation else each
-            query = (
-                deliveries(sa.literal(token, sa.Uuid()).label("token"))
-                .where(
-                    self._is_due(self._clock.now(), suspects=suspects),
-                    tables.subscription.c.id == subscription,
-                    self._readable,
-                )
-                .order_by(tables.delivery.c.due, tables.delivery.c.id)
-                .limit(limit)
-                .with_for_update(skip_locked=True, of=tables.delivery)
+            most = 1 if suspects or on_probation else each
+            given = {"subscription": subscription, "most": most, "token": token}
+            found += await connection.execute(
+                self._picks[suspects], {**given, "now": self._clock.now()}
             )
-            found += await connection.execute(query)
             if suspects and found:
                 break
         return found
@@ -357,6 +329,42 @@ def deliveries(*more: sa.ColumnElement[Any]) -> sa.Select[Any]:
     )
 
 
+def _is_due(suspects: bool) -> sa.ColumnElement[bool]:
+    delivery = tables.delivery
+    return sa.and_(
+        delivery.c.subscription_id == tables.subscription.c.id,
+        tables.is_in("pending"),
+        delivery.c.due <= _NOW,
+        delivery.c.losses > 0 if suspects else delivery.c.losses == 0,
+    )
+
+
+def _busy(suspects: bool) -> sa.Select[Any]:
+    subscription = tables.subscription
+    paused_until, reason = subscription.c.paused_until, subscription.c.paused_reason
+    return sa.select(subscription.c.id, reason.is_not(None)).where(
+        subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)),
+        subscription.c.retired_at.is_(None),
+        sa.or_(paused_until <= _NOW, sa.and_(paused_until.is_(None), reason.is_(None))),
+        sa.exists().where(_is_due(suspects)).correlate(subscription),
+    )
+
+
+def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
+    delivery = tables.delivery
+    return (
+        deliveries(sa.bindparam("token", type_=sa.Uuid()))
+        .where(
+            _is_due(suspects),
+            tables.subscription.c.id == sa.bindparam("subscription"),
+            readable,
+        )
+        .order_by(delivery.c.due, delivery.c.id)
+        .limit(sa.bindparam("most", type_=sa.Integer()))
+        .with_for_update(skip_locked=True, of=delivery)
+    )
+
+
 def _mine(claimed: Sequence[Delivery]) -> sa.Update:
     """Those of these that still have the lease that they were claimed with."""
     delivery = tables.delivery
@@ -378,24 +386,58 @@ def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.Update:
 
 
 def _done(*fence: sa.ColumnElement[bool]) -> sa.Update:
-    now = sa.bindparam("now", type_=tables.delivery.c.finished_at.type)
     return (
         sa.update(tables.delivery)
         .where(*fence, tables.is_in("working"))
-        .values(state="done", token=None, finished_at=now)
+        .values(state="done", token=None, finished_at=_NOW)
     )
+
+
+class from_now(sa.sql.functions.FunctionElement[dt.datetime]):  # noqa: N801
+    """The database's time in so many seconds: leases do not hang on the clocks of workers."""
+
+    type = tables.delivery.c.lease_until.type
+    inherit_cache = True
+
+    def __init__(self, seconds: float | sa.BindParameter[float]) -> None:
+        if not isinstance(seconds, sa.BindParameter):
+            seconds = sa.literal(float(seconds), sa.Double())
+        super().__init__(seconds)
+
+
+@compiles(from_now, "postgresql")
+def _from_now_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses)})"
+
+
+@compiles(from_now, "sqlite")
+def _from_now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
 
 
 # A lease that a crash of the server loses is as if it had never been claimed: no wait for the disk.
 _NOT_YET_ON_DISK = sa.text("SET LOCAL synchronous_commit = off")
 
-# Made once: they run for each delivery, and to build one takes longer than to send it.
+# Made once: they run for each delivery or claim, and to build one takes longer than to send it.
+_NOW = sa.bindparam("now", type_=tables.delivery.c.due.type)
+_BUSY = {suspects: _busy(suspects) for suspects in (False, True)}
 _ONE_DONE = _done(
     tables.delivery.c.id == sa.bindparam("one"), tables.delivery.c.token == sa.bindparam("held")
 )
 _ALL_DONE = _done(
     tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)),
     tables.delivery.c.token.in_(sa.bindparam("tokens", expanding=True)),
+)
+_LEASE = (
+    sa.update(tables.delivery)
+    .where(tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .values(
+        state="working",
+        token=sa.bindparam("held"),
+        worker_id=sa.bindparam("by"),
+        lease_until=from_now(sa.bindparam("seconds", type_=sa.Double())),
+    )
 )
 
 
@@ -410,24 +452,3 @@ def _version() -> str:
         return version(__package__.partition(".")[0].replace("_", "-"))
     except PackageNotFoundError:
         return ""
-
-
-class from_now(sa.sql.functions.FunctionElement[dt.datetime]):  # noqa: N801
-    """The database's time in so many seconds: leases do not hang on the clocks of workers."""
-
-    type = tables.delivery.c.lease_until.type
-    inherit_cache = True
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(sa.literal(float(seconds), sa.Double()))
-
-
-@compiles(from_now, "postgresql")
-def _from_now_postgresql(element: Any, compiler: Any, **options: Any) -> str:
-    return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses)})"
-
-
-@compiles(from_now, "sqlite")
-def _from_now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
-    seconds = compiler.process(element.clauses, **options)
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"

@@ -90,29 +90,27 @@ delivery = sa.Table(
 )
 
 
-# States are written out, not bound: only then does PostgreSQL see that a partial index will do.
+STATES = ("waiting", "pending", "working", "done", "dead", "dropped")
+# Written out, not bound: only then does PostgreSQL see that a partial index will do.
+_WRITTEN = {state: sa.literal_column(f"'{state}'", sa.String()) for state in STATES}
 
 
 def is_in(*states: str) -> sa.ColumnElement[bool]:
-    """Whether a delivery is in one of these states."""
+    """Whether a delivery is in one of these states. Raises KeyError for a state that is none."""
     if len(states) == 1:
-        return delivery.c.state == sa.literal(states[0], literal_execute=True)
-    return delivery.c.state.in_(_written(*states))
+        return delivery.c.state == _WRITTEN[states[0]]
+    return delivery.c.state.in_([_WRITTEN[state] for state in states])
 
 
 def is_unfinished(of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
     """Whether later deliveries of the same lane have to wait for this one."""
-    states = _written("waiting", "pending", "working", "dead")
+    states = [_WRITTEN[state] for state in ("waiting", "pending", "working", "dead")]
     return sa.and_(of.c.lane.is_not(None), of.c.state.in_(states))
 
 
 def current_transaction() -> sa.ColumnElement[int]:
     """The number of the transaction that writes an event (PostgreSQL)."""
     return sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
-
-
-def _written(*states: str) -> sa.BindParameter[tuple[str, ...]]:
-    return sa.bindparam(None, states, expanding=True, literal_execute=True)
 
 
 def is_live(of: sa.FromClause = subscription) -> sa.ColumnElement[bool]:

@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from .. import tables
 from ..errors import OperationError
 
-STATES = ("waiting", "pending", "working", "done", "dead", "dropped")
 # What a replay can choose by: it makes deliveries, so that there is nothing else to look at.
 OF_EVENTS = ("event", "key", "correlation", "id", "since", "until")
 
@@ -181,8 +180,8 @@ def _text(value: str, _: dt.datetime) -> str:
 
 
 def _state(value: str, _: dt.datetime) -> str:
-    if value not in STATES:
-        raise ValueError(f"no state {value!r}. States: {', '.join(STATES)}.")
+    if value not in tables.STATES:
+        raise ValueError(f"no state {value!r}. States: {', '.join(tables.STATES)}.")
     return value
 
 
