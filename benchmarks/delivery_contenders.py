@@ -13,6 +13,7 @@ from . import ledger
 from .ledger import ONE_ROW
 
 WARM_UP = 200
+FAR = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 BATCH_MARK = "batch=100"
 
 
@@ -75,18 +76,22 @@ class Slicewise:
         self.relaying = asyncio.create_task(self.runtime.relay.run())
         await self.store(WARM_UP)
         await self.deliver()
-        await self._pause(dt.datetime.now(dt.UTC) + dt.timedelta(days=1))
+        await self.pause(FAR)
 
     async def deliver(self) -> None:
-        await self._pause(None)
+        await self.pause(None)
         self.runtime.relay.wake()
+        await self.all_done()
+
+    async def all_done(self) -> None:
+        """Wait until nothing is to be delivered."""
         async with self.database.reader.connect() as connection:
             while await connection.scalar(_UNDONE):
                 # Ended, so that SQLite shows what was committed since.
                 await connection.rollback()
                 await asyncio.sleep(0.03)
 
-    async def _pause(self, until: dt.datetime | None) -> None:
+    async def pause(self, until: dt.datetime | None) -> None:
         pause = sa.update(self.tables.subscription).values(paused_until=until)
         async with self.database.writer.begin() as connection:
             await connection.execute(pause)

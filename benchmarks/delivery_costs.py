@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import time
+from collections.abc import Mapping, Set
 from statistics import median, quantiles
 from typing import Any
 
@@ -93,26 +94,51 @@ class ByHand:
             await session.commit()
 
 
-async def latency(url: str, database: str, samples: int) -> Row:
-    """From the end of a send to the start of its listener, in a worker that has nothing else."""
+async def latency(url: str, database: str, samples: int, a_second: float | None = None) -> Row:
+    """From the end of a send to the start of its listener.
+
+    a_second: how many commands a second are sent, without waiting for their listeners; None: one
+    after the other, to a worker that has nothing else.
+    """
     service = Slicewise(url, "timed", NOTES_TIME)
     await service.open()
-    started = ledger.module("timed", "slices.ledger.listeners").started
-    post = ledger.module("timed", "slices.ledger.messages").Post(amount=7)
-    taken = []
+    started: dict[int, float] = ledger.module("timed", "slices.ledger.listeners").started
+    post = ledger.module("timed", "slices.ledger.messages").Post
+    started.clear()
+    committed = dict[int, float]()
+
+    async def send(number: int) -> None:
+        await service.runtime.bus().send(post(amount=number))
+        committed[number] = time.perf_counter()
+
     try:
         await service.warm_up()
         await service.deliver()
-        for _ in range(samples):
-            started.clear()
-            await service.runtime.bus().send(post)
-            committed = time.perf_counter()
-            async with asyncio.timeout(10):
-                while not started:  # noqa: ASYNC110
-                    await asyncio.sleep(0.0005)
-            taken.append((started[0] - committed) * 1000)
-            await asyncio.sleep(0.02)
+        if a_second is None:
+            for number in range(1000, 1000 + samples):
+                await send(number)
+                await _all_in({number}, started)
+                await asyncio.sleep(0.02)
+        else:
+            begun = time.perf_counter()
+            async with asyncio.TaskGroup() as sends:
+                for number in range(1000, 1000 + samples):
+                    at = begun + (number - 1000) / a_second
+                    await asyncio.sleep(max(0.0, at - time.perf_counter()))
+                    sends.create_task(send(number))
+            await _all_in(committed.keys(), started)
     finally:
         await service.close()
-    percent = quantiles(taken, n=100)
-    return {"database": database, "p50, ms": percent[49], "p99, ms": percent[98]}
+    percent = quantiles((started[one] - committed[one] for one in committed), n=100)
+    return {
+        "database": database,
+        "commands a second": "one after the other" if a_second is None else round(a_second),
+        "p50, ms": percent[49] * 1000,
+        "p99, ms": percent[98] * 1000,
+    }
+
+
+async def _all_in(numbers: Set[int], started: Mapping[int, float]) -> None:
+    async with asyncio.timeout(60):
+        while not numbers <= started.keys():  # noqa: ASYNC110
+            await asyncio.sleep(0.0005)

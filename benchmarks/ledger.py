@@ -62,7 +62,7 @@ from {package}.bus import listen
 from .contracts import Posted
 from .models import Copy
 
-started = []
+started = dict[int, float]()
 """,
 }
 ONE_ROW = """
@@ -79,7 +79,7 @@ import time
 
 @listen({mark})
 async def note_{n}(event: Posted) -> None:
-    started.append(time.perf_counter())
+    started[event.amount] = time.perf_counter()
 """
 
 
