@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .discovery import Slice
 from .errors import WiringError
 from .loading import last_line
-from .marks import Guards, Handles, Listens, mark_of
+from .marks import Guards, Handles, Listens, Mark, Upcasts, mark_of
 from .messages import Command, Event, R_co
 from .outbox import EventType
 
@@ -19,7 +19,7 @@ class Marked:
     """A marked function and the slice that it belongs to (None: the service's own)."""
 
     function: FunctionType
-    mark: Handles | Listens | Guards
+    mark: Mark
     slice: Slice | None
 
     @property
@@ -62,6 +62,7 @@ class Catalog:
     handlers: list[Marked] = field(default_factory=list)
     listeners: list[Marked] = field(default_factory=list)
     guards: list[Marked] = field(default_factory=list)
+    upcasters: list[Marked] = field(default_factory=list)
 
     def only(self, slices: Collection[Slice]) -> "Catalog":
         """What these slices declare, and the service itself; all events stay known."""
@@ -73,6 +74,7 @@ class Catalog:
             handlers=[one for one in self.handlers if one.slice in slices],
             listeners=[one for one in self.listeners if one.slice in slices],
             guards=[one for one in self.guards if one.slice is None or one.slice in slices],
+            upcasters=self.upcasters,
         )
 
 
@@ -131,6 +133,8 @@ def _read_function(catalog: Catalog, function: FunctionType, owner: Slice | None
         catalog.listeners.append(Marked(function, mark, owner))
     elif isinstance(mark, Guards):
         catalog.guards.append(Marked(function, mark, owner))
+    elif isinstance(mark, Upcasts):
+        catalog.upcasters.append(Marked(function, mark, owner))
 
 
 def _read_class(catalog: Catalog, cls: type, owner: Slice) -> None:

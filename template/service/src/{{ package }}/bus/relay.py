@@ -15,11 +15,11 @@ from .backfill import backfill, promote_stuck
 from .claims import Claims, Delivery, LeaseLostError
 from .engines import Database
 from .errors import BusError
-from .messages import Event
 from .policy import Failure, GiveUp, Pause, Retry, retry_delay
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
 from .unit import Resources
+from .upcasting import Readers
 from .waking import Waker
 from .work import Listener, Work
 
@@ -66,14 +66,14 @@ class Relay:
         self,
         resources: Resources,
         listeners: Mapping[str, Listener],
-        events: Mapping[str, type[Event]],
+        readers: Readers,
         options: RelayOptions,
     ) -> None:
-        """listeners and events are by stored name; listeners are filled when the bus opens."""
+        """listeners are by stored name, and filled when the bus opens."""
         self.alive = False
         self._resources = resources
         self._listeners = listeners
-        self._events = events
+        self._readers = readers
         self._options = options
         self._package = __package__.rpartition(".")[0]
         self._here: dict[int, Listener] = {}
@@ -98,13 +98,13 @@ class Relay:
         """Work for these subscriptions (id by listener) as far as their listeners run here."""
         here = [one for one in wanted if one.listener in self._listeners]
         self._here = {subscriptions[one.listener]: self._listeners[one.listener] for one in here}
-        # What only newer code can read is left to processes that have it.
+        # What this code cannot read is left to processes that can.
         self._claims.read(
             [
                 (subscriptions[one.listener], name, version)
                 for one in here
                 for name in one.events
-                for version in range(1, self._events[name].event_version + 1)
+                for version in self._readers[name]
             ]
         )
 
@@ -277,7 +277,7 @@ class Relay:
         for _ in range(1 + _MOST_BATCH_RERUNS):
             if len(claimed) == 1:
                 break
-            work = Work(self._resources, listener, self._events, claimed)
+            work = Work(self._resources, listener, self._readers, claimed)
             try:
                 await work.run()
             except (Exception, asyncio.CancelledError) as error:
@@ -302,7 +302,7 @@ class Relay:
             event_id=str(delivery.event_id),
         ):
             try:
-                await Work(self._resources, listener, self._events, [delivery]).run()
+                await Work(self._resources, listener, self._readers, [delivery]).run()
             except LeaseLostError:
                 log.warning("listener rolled back: another worker has the delivery by now")
             except (Exception, asyncio.CancelledError) as error:

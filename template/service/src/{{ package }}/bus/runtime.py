@@ -28,6 +28,7 @@ from .routing import Routes, fill
 from .services import Services
 from .subscriptions import subscribe, wanted_by
 from .unit import Resources, run_unit
+from .upcasting import readers
 from .wiring import Wiring, check
 
 
@@ -51,8 +52,8 @@ class Runtime:
         self._resources = Resources(
             self._routes.messages, self._routes.inline, outbox, database, self.clock
         )
-        events = _events_by_name(catalog)
-        self.relay = Relay(self._resources, self._routes.listeners, events, options)
+        self.readers = readers(catalog)
+        self.relay = Relay(self._resources, self._routes.listeners, self.readers, options)
         self._resources.on_commit = self.relay.committed
         self._key_lifetime = key_lifetime
         self._open = AsyncExitStack()
@@ -180,10 +181,6 @@ def _load_if_there(name: str, folder: Path) -> ModuleType | None:
         if isinstance(cause, ModuleNotFoundError) and cause.name and name.startswith(cause.name):
             return None
         raise
-
-
-def _events_by_name(catalog: Catalog) -> dict[str, type[Event]]:
-    return {name: cls for cls, found in catalog.events.items() for name in found.names}
 
 
 def _told(delivery: Delivery) -> str:

@@ -1,7 +1,7 @@
 """What a worker does for deliveries that it has claimed: run the listener in a unit of work."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .bus import Bus, Route
@@ -10,6 +10,7 @@ from .context import Context
 from .marks import Listens
 from .messages import Event
 from .unit import Resources, run_unit
+from .upcasting import Readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,13 @@ class Work:
         self,
         resources: Resources,
         listener: Listener,
-        events: Mapping[str, type[Event]],
+        readers: Readers,
         claimed: Sequence[Delivery],
     ) -> None:
         self.current: Delivery | None = None
         self._resources = resources
         self._listener = listener
-        self._events = events
+        self._readers = readers
         self._claimed = claimed
 
     async def run(self) -> None:
@@ -82,7 +83,7 @@ class Work:
         self.current = None
 
     def _event(self, delivery: Delivery) -> Event:
-        return self._events[delivery.name].model_validate(delivery.payload)
+        return self._readers[delivery.name][delivery.event_version](delivery.payload)
 
     def _context(self, delivery: Delivery) -> Context:
         return Context.of_delivery(
