@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -88,11 +89,23 @@ def where(thing: Any) -> str:
         return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) -> Catalog:
+def relative(place: str) -> str:
+    """A file, or a file and line, as seen from the folder that this runs in."""
+    path, here = Path(place), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else place
+
+
+def read(
+    slices: Iterable[Slice],
+    service_modules: Iterable[ModuleType] = (),
+    *,
+    broken: dict[str, WiringError] | None = None,
+) -> Catalog:
     """Import the slices and collect what they declare.
 
     service_modules are searched for guards. Raises WiringError if a module is broken, or imports
-    a slice that is not here, or an event that the other slice does not publish.
+    a slice that is not here, or an event that the other slice does not publish. If `broken` is
+    given, that is put there instead, by the slice, whose modules up to then are read.
     """
     catalog = Catalog()
     known = list(slices)
@@ -101,8 +114,15 @@ def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) ->
         _read_module(catalog, module, None)
     for one in known:
         catalog.slices.append(one)
-        catalog.modules[one.name] = list(_import(one, known))
-        for module in catalog.modules[one.name]:
+        modules = catalog.modules[one.name] = []
+        try:
+            for module in _import(one, known):
+                modules.append(module)
+        except WiringError as error:
+            if broken is None:
+                raise
+            broken[one.name] = error
+        for module in modules:
             _read_module(catalog, module, one)
     return catalog
 
