@@ -5,6 +5,7 @@ import datetime as dt
 import importlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -29,6 +30,7 @@ from .services import Services
 from .subscriptions import subscribe, wanted_by
 from .unit import Resources, run_unit
 from .upcasting import readers
+from .watching import Timeline, WatchedWork
 from .wiring import Wiring, check
 
 
@@ -86,6 +88,17 @@ class Runtime:
                 bus.publish(event)
 
         await run_unit(self._resources, Context(), publish, events)
+
+    def watch(self, *, twice: bool = False) -> Timeline:
+        """For tests, once it is open: what happens from now on, in order.
+
+        twice: each listener runs once more before, and that is rolled back.
+        """
+        timeline = Timeline()
+        self._routes.messages.wrap(timeline.sent)
+        self._resources.on_commit = timeline.before(self._resources.on_commit)
+        self.relay.work = partial(WatchedWork, timeline, twice)
+        return timeline
 
     async def __aenter__(self) -> Self:
         services = self.wiring.services

@@ -9,7 +9,7 @@ from .claims import Completed, Delivery
 from .context import Context
 from .marks import Listens
 from .messages import Event
-from .unit import Resources, run_unit
+from .unit import Completion, Resources, run_unit
 from .upcasting import Readers
 
 
@@ -44,6 +44,10 @@ class Work:
 
     async def run(self) -> None:
         """Run it and commit. Raises what the listener raises, TimeoutError, LeaseLostError."""
+        await self.run_until(Completed(self._claimed, self._resources.clock))
+
+    async def run_until(self, completion: Completion) -> None:
+        """The same, with another end than that the deliveries are done."""
         seconds = self._listener.mark.policy.timeout
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -53,7 +57,7 @@ class Work:
                     self._listen,
                     self._claimed,
                     where=self._listener.name,
-                    completion=Completed(self._claimed, self._resources.clock),
+                    completion=completion,
                     turn=self._turn(limit),
                 )
         except TimeoutError as error:
