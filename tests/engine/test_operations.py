@@ -305,7 +305,7 @@ async def test_edited_event_takes_the_place_of_the_one_that_fails(desk: Desk) ->
     await desk.order()
     await desk.put(state=["dead", "waiting"])
     first = (await desk.service.deliveries())[0]
-    with pytest.raises(Exception, match=r"does not fit notes.NoteWritten(.|\n)*text"):
+    with pytest.raises(Exception, match=r"does not fit version 1 of notes.NoteWritten(.|\n)*text"):
         await desk.operations.edit(first.id, {"txt": "A"}, **WHO)
     assert await desk.states() == ["dead", "waiting"]
     # The key of the lane that these deliveries were put into.

@@ -17,6 +17,7 @@ from .app import PACKAGE, StartError, build_runtime, check_database, create_app,
 from .base import auth, logs, migrate
 from .base.dotenv import DotenvError, check_dotenv
 from .bus import WiringError
+from .bus.contracts import ContractError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
 from .bus.errors import OperationError
@@ -24,11 +25,13 @@ from .bus.runtime import Runtime, build, choose
 from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
 from .cli_changes import changes
+from .cli_contracts import contracts
 from .cli_events import events
 from .settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 auth.add_commands(cli)
+cli.add_typer(contracts, name="contracts")
 cli.add_typer(events, name="events")
 events.add_typer(changes)
 
@@ -48,6 +51,7 @@ def main() -> None:
         CommandError,
         SettingsError,
         OperationError,
+        ContractError,
     ) as error:
         sys.exit(str(error))
     except ValidationError as error:

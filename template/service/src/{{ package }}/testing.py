@@ -8,9 +8,10 @@ with a DATABASE_URL of one that runs.
 import asyncio
 import datetime as dt
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -41,9 +42,11 @@ ALICE = User("alice")
 class Service:
     """The running service, as a test sees it: send, publish, wait, look."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, *, twice: bool = False) -> None:
+        """twice: each listener runs once more before, and that is rolled back."""
         self.app = app
         self.runtime: Runtime = app.state.runtime
+        self.timeline = self.runtime.watch(twice=twice)
 
     def bus(self, user: User = ALICE) -> Bus:
         """A bus on which messages are sent for a user."""
@@ -64,16 +67,21 @@ class Service:
 
     async def later(self, by: dt.timedelta) -> None:
         """Let time pass for what is due later, and deliver what is due then, once."""
+        self.timeline.note("time", f"{by} later")
         self.runtime.clock.advance(by)
         await self.runtime.relay.work_off()
 
     async def published(self, kind: type[E]) -> Sequence[E]:
         """All events of this kind so far, in order."""
-        name = self.runtime.catalog.events[kind].name
-        query = sa.select(tables.event.c.payload).where(tables.event.c.name == name)
-        async with AsyncSession(self._database.reader) as session:
-            payloads = await session.scalars(query.order_by(tables.event.c.position))
-            return [kind.model_validate(payload) for payload in payloads]
+        return [event for _, event in await self.events() if isinstance(event, kind)]
+
+    async def events(self, after: int = 0) -> Sequence[tuple[int, Event]]:
+        """All events behind a position in the log, in order, with theirs."""
+        event, readers = tables.event, self.runtime.readers
+        query = sa.select(event).where(event.c.position > after).order_by(event.c.position)
+        async with self._database.reader.connect() as connection:
+            rows = await connection.execute(query)
+            return [(row.position, readers[row.name][row.version](row.payload)) for row in rows]
 
     async def rows(self, entity: type[M]) -> Sequence[M]:
         """All rows of a table."""
@@ -88,6 +96,35 @@ class Service:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgresql", action="store_true", help="test on PostgreSQL")
+    parser.addoption(
+        "--listeners",
+        default="",
+        metavar="twice|shuffled[:SEED]",
+        help="run each listener twice, the first time rolled back; or deliveries in any order",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose a seed, once for all processes of pytest-xdist."""
+    how, _, seed = config.option.listeners.partition(":")
+    if how not in ("", "twice", "shuffled") or (seed and how != "shuffled"):
+        raise pytest.UsageError(f"--listeners: expected twice or shuffled, got {how!r}")
+    if how == "shuffled":
+        config.option.listeners = f"shuffled:{seed or random.randrange(10**6)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell of a test that fails what did happen."""
+    report = yield
+    service = getattr(item, "funcargs", {}).get("service")
+    if report.failed and isinstance(service, Service):
+        listeners = item.config.option.listeners
+        how = f" (--listeners={listeners})" if listeners else ""
+        report.sections.append((f"What happened{how}", str(service.timeline) or "Nothing."))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -158,8 +195,13 @@ async def service(
         environment="test", database_url=database_url, slices=_slices_of(request.path)
     )
     app = create_app(settings, overrides, relay=False)
+    listeners = request.config.option.listeners
     async with app.router.lifespan_context(app):
-        yield Service(app)
+        service = Service(app, twice=listeners == "twice")
+        if listeners.startswith("shuffled"):
+            # The same for a test whether it runs alone or among others.
+            service.runtime.relay.shuffle(f"{listeners} {request.node.nodeid}")
+        yield service
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from .bus import Bus, QueryBus
 from .context import Context, User
 from .errors import BusError, IdempotencyKeyError, UnitDoomedError, WiringError
-from .marks import Proceed, guard, handle, listen
+from .marks import Proceed, guard, handle, listen, upcast
 from .messages import Command, Event, Message, Query, View
 from .policy import GiveUp, Pause, Retry
 
@@ -28,4 +28,5 @@ __all__ = [
     "guard",
     "handle",
     "listen",
+    "upcast",
 ]

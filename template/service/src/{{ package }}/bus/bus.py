@@ -36,6 +36,11 @@ class RouteTable(dict[type, Route]):
             " only their own messages: from another one, listen to an event of its contracts.py."
         )
 
+    def wrap(self, around: Callable[[Callable[..., Any]], Any]) -> None:
+        """Put something around every route; for tests."""
+        self.update({kind: around(route) for kind, route in self.items()})
+        self.keyed.update({kind: around(route) for kind, route in self.keyed.items()})
+
     def send_keyed(self, message: Any, bus: "Bus", key: str) -> Coroutine[Any, Any, Any]:
         """Take the route for messages with a key; queries, which change nothing, have none."""
         keyed = self.keyed.get(type(message))

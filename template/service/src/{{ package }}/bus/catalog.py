@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .discovery import Slice
 from .errors import WiringError
 from .loading import last_line
-from .marks import Guards, Handles, Listens, mark_of
+from .marks import Guards, Handles, Listens, Mark, Upcasts, mark_of
 from .messages import Command, Event, R_co
 from .outbox import EventType
 
@@ -19,7 +20,7 @@ class Marked:
     """A marked function and the slice that it belongs to (None: the service's own)."""
 
     function: FunctionType
-    mark: Handles | Listens | Guards
+    mark: Mark
     slice: Slice | None
 
     @property
@@ -62,6 +63,7 @@ class Catalog:
     handlers: list[Marked] = field(default_factory=list)
     listeners: list[Marked] = field(default_factory=list)
     guards: list[Marked] = field(default_factory=list)
+    upcasters: list[Marked] = field(default_factory=list)
 
     def only(self, slices: Collection[Slice]) -> "Catalog":
         """What these slices declare, and the service itself; all events stay known."""
@@ -73,6 +75,7 @@ class Catalog:
             handlers=[one for one in self.handlers if one.slice in slices],
             listeners=[one for one in self.listeners if one.slice in slices],
             guards=[one for one in self.guards if one.slice is None or one.slice in slices],
+            upcasters=self.upcasters,
         )
 
 
@@ -86,11 +89,23 @@ def where(thing: Any) -> str:
         return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) -> Catalog:
+def relative(place: str) -> str:
+    """A file, or a file and line, as seen from the folder that this runs in."""
+    path, here = Path(place), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else place
+
+
+def read(
+    slices: Iterable[Slice],
+    service_modules: Iterable[ModuleType] = (),
+    *,
+    broken: dict[str, WiringError] | None = None,
+) -> Catalog:
     """Import the slices and collect what they declare.
 
     service_modules are searched for guards. Raises WiringError if a module is broken, or imports
-    a slice that is not here, or an event that the other slice does not publish.
+    a slice that is not here, or an event that the other slice does not publish. If `broken` is
+    given, that is put there instead, by the slice, whose modules up to then are read.
     """
     catalog = Catalog()
     known = list(slices)
@@ -99,8 +114,15 @@ def read(slices: Iterable[Slice], service_modules: Iterable[ModuleType] = ()) ->
         _read_module(catalog, module, None)
     for one in known:
         catalog.slices.append(one)
-        catalog.modules[one.name] = list(_import(one, known))
-        for module in catalog.modules[one.name]:
+        modules = catalog.modules[one.name] = []
+        try:
+            for module in _import(one, known):
+                modules.append(module)
+        except WiringError as error:
+            if broken is None:
+                raise
+            broken[one.name] = error
+        for module in modules:
             _read_module(catalog, module, one)
     return catalog
 
@@ -131,6 +153,8 @@ def _read_function(catalog: Catalog, function: FunctionType, owner: Slice | None
         catalog.listeners.append(Marked(function, mark, owner))
     elif isinstance(mark, Guards):
         catalog.guards.append(Marked(function, mark, owner))
+    elif isinstance(mark, Upcasts):
+        catalog.upcasters.append(Marked(function, mark, owner))
 
 
 def _read_class(catalog: Catalog, cls: type, owner: Slice) -> None:

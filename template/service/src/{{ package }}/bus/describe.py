@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from .catalog import event_types, where
+from .catalog import event_types, relative, where
 from .discovery import Slice
 from .errors import WiringError
 from .marks import Listens
@@ -51,7 +50,7 @@ def _slice(runtime: Runtime, one: Slice) -> Node:
     events = [cls for cls, found in runtime.catalog.events.items() if found.slice == one.name]
     return {
         "name": one.name,
-        "at": _relative(str(one.path)),
+        "at": relative(str(one.path)),
         "commands": [_command(runtime, cls) for cls in commands if not issubclass(cls, Query)],
         "queries": [_command(runtime, cls) for cls in commands if issubclass(cls, Query)],
         "events": [_event(runtime, cls) for cls in events],
@@ -71,11 +70,11 @@ def _event(runtime: Runtime, cls: type[Event]) -> Node:
 
 def _message(runtime: Runtime, cls: MessageType) -> Node:
     kind = next(base.__name__ for base in (Query, Command, Event) if issubclass(cls, base))
-    return {"kind": kind.lower(), "name": _names(runtime, cls)[0], "at": _relative(where(cls))}
+    return {"kind": kind.lower(), "name": _names(runtime, cls)[0], "at": relative(where(cls))}
 
 
 def _function(kind: str, wired: Wired) -> Node:
-    return {"kind": kind, "name": wired.marked.name, "at": _relative(wired.marked.where)}
+    return {"kind": kind, "name": wired.marked.name, "at": relative(wired.marked.where)}
 
 
 def _goes_to(runtime: Runtime, cls: type[Any]) -> list[tuple[str, Wired]]:
@@ -118,7 +117,7 @@ def _find(runtime: Runtime, name: str) -> MessageType:
             hint = f"Did you mean {', '.join(close)}?" if close else "`describe` alone lists all."
             raise WiringError(f"No command, query or event is called {name!r}. {hint}")
         case several:
-            choice = ", ".join(f"{called[cls][0]} ({_relative(where(cls))})" for cls in several)
+            choice = ", ".join(f"{called[cls][0]} ({relative(where(cls))})" for cls in several)
             raise WiringError(f"{name!r} is the name of several: {choice}. Say which one.")
 
 
@@ -143,7 +142,7 @@ class _Tracer:
         for cls in event_types(wired.plan.returns) if "listener" in kind else ():
             made.setdefault(cls, None)
         then = [
-            {**self.message(cls, path), "made_at": place and _relative(place)}
+            {**self.message(cls, path), "made_at": place and relative(place)}
             for cls, place in made.items()
             if cls in self._known
         ]
@@ -172,8 +171,3 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
     rows = list(rows)
     width = max((len(left) for left, _ in rows), default=0)
     return "\n".join(f"{left:{width}}  {right}" for left, right in rows)
-
-
-def _relative(place: str) -> str:
-    path, here = Path(place), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else place

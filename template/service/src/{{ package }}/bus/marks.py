@@ -4,9 +4,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
 
+from .messages import Event
 from .policy import Decision, Policy, Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 Proceed = Callable[[], Awaitable[Any]]
 """What a guard that runs around a handler awaits to go on; answers what the handler answers."""
@@ -38,7 +41,15 @@ class Guards:
     queries: bool = True
 
 
-Mark = Handles | Listens | Guards
+@dataclass(frozen=True, slots=True)
+class Upcasts:
+    """Marks a function that brings a stored payload from one version of an event to the next."""
+
+    event: type[Event]
+    from_version: int
+
+
+Mark = Handles | Listens | Guards | Upcasts
 
 
 def mark_of(function: object) -> Mark | None:
@@ -126,6 +137,15 @@ def guard(function: F | None = None, /, *, queries: bool = True) -> F | Callable
     if function is not None:
         return _marked(function, mark)
     return lambda function: _marked(function, mark)
+
+
+def upcast(event: type[Event], *, from_version: int) -> Callable[[Upcaster], Upcaster]:
+    """Mark what brings a stored payload of this version of an event to the next version.
+
+    It stands beside the event, takes the payload as JSON values and returns it as the next version
+    has it. From older versions the functions run one after the other, before the event is made.
+    """
+    return lambda function: _marked(function, Upcasts(event, from_version))
 
 
 def _marked(function: F, mark: Mark) -> F:

@@ -78,8 +78,10 @@ class Outbox:
             await connection.execute(sa.insert(tables.scheduled), later)
         return rows
 
-    async def move_due(self, connection: AsyncConnection, limit: int = 100) -> int:
-        """Move scheduled events that are due to the log, in this transaction; returns how many.
+    async def move_due(
+        self, connection: AsyncConnection, limit: int = 100
+    ) -> Sequence[Mapping[str, Any]]:
+        """Move scheduled events that are due to the log, in this transaction; returns their rows.
 
         They take their place in order, and their deliveries, now.
         """
@@ -98,7 +100,7 @@ class Outbox:
             await connection.execute(
                 sa.delete(scheduled).where(scheduled.c.position.in_(positions))
             )
-        return len(found)
+        return [{**row, "due": None} for row in found]
 
     async def _insert(
         self,

@@ -4,10 +4,11 @@ import asyncio
 import datetime as dt
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from random import Random
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -15,11 +16,11 @@ from .backfill import backfill, promote_stuck
 from .claims import Claims, Delivery, LeaseLostError
 from .engines import Database
 from .errors import BusError
-from .messages import Event
 from .policy import Failure, GiveUp, Pause, Retry, retry_delay
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
 from .unit import Resources
+from .upcasting import Readers
 from .waking import Waker
 from .work import Listener, Work
 
@@ -66,14 +67,17 @@ class Relay:
         self,
         resources: Resources,
         listeners: Mapping[str, Listener],
-        events: Mapping[str, type[Event]],
+        readers: Readers,
         options: RelayOptions,
     ) -> None:
-        """listeners and events are by stored name; listeners are filled when the bus opens."""
+        """listeners are by stored name, and filled when the bus opens."""
         self.alive = False
+        # What runs deliveries; tests put something around it.
+        self.work: Callable[[Resources, Listener, Readers, Sequence[Delivery]], Work] = Work
+        self._random: Random | None = None
         self._resources = resources
         self._listeners = listeners
-        self._events = events
+        self._readers = readers
         self._options = options
         self._package = __package__.rpartition(".")[0]
         self._here: dict[int, Listener] = {}
@@ -98,13 +102,13 @@ class Relay:
         """Work for these subscriptions (id by listener) as far as their listeners run here."""
         here = [one for one in wanted if one.listener in self._listeners]
         self._here = {subscriptions[one.listener]: self._listeners[one.listener] for one in here}
-        # What only newer code can read is left to processes that have it.
+        # What this code cannot read is left to processes that can.
         self._claims.read(
             [
                 (subscriptions[one.listener], name, version)
                 for one in here
                 for name in one.events
-                for version in range(1, self._events[name].event_version + 1)
+                for version in self._readers[name]
             ]
         )
 
@@ -115,11 +119,15 @@ class Relay:
         self._due_known = False
         self._awake.set()
 
-    def committed(self) -> None:
-        """Something was committed here: look at once, and let others look."""
+    def committed(self, stored: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Events were committed here: look at once, and let others look."""
         self.wake()
         if self._waker is not None:
             self._waker.tell()
+
+    def shuffle(self, seed: str) -> None:
+        """From now on run one delivery at a time, any of those that are ready; for tests."""
+        self._random = Random(seed)
 
     def stop(self) -> None:
         """Take nothing new; `run` returns when what is running has finished or was given back."""
@@ -215,13 +223,13 @@ class Relay:
         elif not await self._move_due():
             self.wake()
 
-    async def _move_due(self) -> int:
+    async def _move_due(self) -> bool:
         """Put scheduled events that are due into the log."""
         async with self._database.writer.begin() as connection:
             moved = await self._resources.outbox.move_due(connection)
         if moved:
-            self.committed()
-        return moved
+            self._resources.on_commit(moved)
+        return bool(moved)
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -233,19 +241,26 @@ class Relay:
 
     def _start(self) -> None:
         """Run what is claimed, as far as there is room, each listener in turn."""
-        most = (
-            self._options.at_once
-            if len(self._here) == 1
-            else max(1, self._options.at_once * 3 // 4)
-        )
+        at_once = 1 if self._random else self._options.at_once
+        most = at_once if len(self._here) == 1 else max(1, at_once * 3 // 4)
         progress = not self._stopping
-        while progress and len(self._running) < self._options.at_once:
+        while progress and len(self._running) < at_once:
             progress = False
-            for subscription, ready in self._ready.items():
+            for subscription, ready in self._in_turn():
                 busy = sum(one[0].subscription_id == subscription for one in self._running.values())
-                if ready and busy < most and len(self._running) < self._options.at_once:
+                if ready and busy < most and len(self._running) < at_once:
                     self._begin(_take(ready, self._here[subscription].mark.batch))
                     progress = True
+
+    def _in_turn(self) -> Iterable[tuple[int, deque[Delivery]]]:
+        """What is ready, by its subscription."""
+        if self._random is None:
+            return self._ready.items()
+        turns = sorted(self._ready.items())
+        self._random.shuffle(turns)
+        for _, ready in turns:
+            self._random.shuffle(ready)
+        return turns
 
     def _begin(self, claimed: list[Delivery]) -> None:
         listener = self._here[claimed[0].subscription_id]
@@ -277,7 +292,7 @@ class Relay:
         for _ in range(1 + _MOST_BATCH_RERUNS):
             if len(claimed) == 1:
                 break
-            work = Work(self._resources, listener, self._events, claimed)
+            work = self.work(self._resources, listener, self._readers, claimed)
             try:
                 await work.run()
             except (Exception, asyncio.CancelledError) as error:
@@ -302,7 +317,7 @@ class Relay:
             event_id=str(delivery.event_id),
         ):
             try:
-                await Work(self._resources, listener, self._events, [delivery]).run()
+                await self.work(self._resources, listener, self._readers, [delivery]).run()
             except LeaseLostError:
                 log.warning("listener rolled back: another worker has the delivery by now")
             except (Exception, asyncio.CancelledError) as error:

@@ -5,6 +5,7 @@ import datetime as dt
 import importlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -28,6 +29,8 @@ from .routing import Routes, fill
 from .services import Services
 from .subscriptions import subscribe, wanted_by
 from .unit import Resources, run_unit
+from .upcasting import readers
+from .watching import Timeline, WatchedWork
 from .wiring import Wiring, check
 
 
@@ -51,8 +54,8 @@ class Runtime:
         self._resources = Resources(
             self._routes.messages, self._routes.inline, outbox, database, self.clock
         )
-        events = _events_by_name(catalog)
-        self.relay = Relay(self._resources, self._routes.listeners, events, options)
+        self.readers = readers(catalog)
+        self.relay = Relay(self._resources, self._routes.listeners, self.readers, options)
         self._resources.on_commit = self.relay.committed
         self._key_lifetime = key_lifetime
         self._open = AsyncExitStack()
@@ -85,6 +88,17 @@ class Runtime:
                 bus.publish(event)
 
         await run_unit(self._resources, Context(), publish, events)
+
+    def watch(self, *, twice: bool = False) -> Timeline:
+        """For tests, once it is open: what happens from now on, in order.
+
+        twice: each listener runs once more before, and that is rolled back.
+        """
+        timeline = Timeline()
+        self._routes.messages.wrap(timeline.sent)
+        self._resources.on_commit = timeline.before(self._resources.on_commit)
+        self.relay.work = partial(WatchedWork, timeline, twice)
+        return timeline
 
     async def __aenter__(self) -> Self:
         services = self.wiring.services
@@ -180,10 +194,6 @@ def _load_if_there(name: str, folder: Path) -> ModuleType | None:
         if isinstance(cause, ModuleNotFoundError) and cause.name and name.startswith(cause.name):
             return None
         raise
-
-
-def _events_by_name(catalog: Catalog) -> dict[str, type[Event]]:
-    return {name: cls for cls, found in catalog.events.items() for name in found.names}
 
 
 def _told(delivery: Delivery) -> str:

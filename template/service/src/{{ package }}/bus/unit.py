@@ -45,7 +45,7 @@ class Resources:
     outbox: Outbox
     database: Database | None
     clock: Clock
-    on_commit: Callable[[], None] = field(default=lambda: None)
+    on_commit: Callable[[Sequence[Mapping[str, Any]]], None] = field(default=lambda stored: None)
 
 
 class Completion(Protocol):
@@ -267,7 +267,7 @@ class UnitOfWork:
         for row in stored:
             log.info("event stored", event_name=row["name"], event_id=str(row["id"]))
         if stored:
-            self._resources.on_commit()
+            self._resources.on_commit(stored)
 
     async def _store(self) -> list[dict[str, Any]]:
         """Write the events, and complete the deliveries that this unit is for."""

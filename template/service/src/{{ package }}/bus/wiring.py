@@ -15,6 +15,7 @@ from .messages import Command, Event, Query
 from .policy import Retry
 from .services import Services
 from .source import attributes_read
+from .upcasting import upcaster_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def check(catalog: Catalog, services: Services) -> Wiring:
     for event in catalog.events:
         errors += _event_errors(event)
     errors += _shared_names(catalog)
+    errors += upcaster_errors(catalog)
     unwired: list[Marked] = []
     for marked, add in _marked(wiring):
         try:
@@ -240,6 +242,8 @@ def _event_errors(event: type[Event]) -> Iterator[str]:
             f'{at}: an event names the field with the id of what it is about: key="…", one of its'
             f" fields ({fields}); got {event.event_key!r}."
         )
+    if event.event_version < 1:
+        yield f"{at}: expected a version >= 1, got {event.event_version}."
 
 
 def _shared_names(catalog: Catalog) -> Iterator[str]:

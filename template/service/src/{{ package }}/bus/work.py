@@ -1,7 +1,7 @@
 """What a worker does for deliveries that it has claimed: run the listener in a unit of work."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .bus import Bus, Route
@@ -9,7 +9,8 @@ from .claims import Completed, Delivery
 from .context import Context
 from .marks import Listens
 from .messages import Event
-from .unit import Resources, run_unit
+from .unit import Completion, Resources, run_unit
+from .upcasting import Readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,21 @@ class Work:
         self,
         resources: Resources,
         listener: Listener,
-        events: Mapping[str, type[Event]],
+        readers: Readers,
         claimed: Sequence[Delivery],
     ) -> None:
         self.current: Delivery | None = None
         self._resources = resources
         self._listener = listener
-        self._events = events
+        self._readers = readers
         self._claimed = claimed
 
     async def run(self) -> None:
         """Run it and commit. Raises what the listener raises, TimeoutError, LeaseLostError."""
+        await self.run_until(Completed(self._claimed, self._resources.clock))
+
+    async def run_until(self, completion: Completion) -> None:
+        """The same, with another end than that the deliveries are done."""
         seconds = self._listener.mark.policy.timeout
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -52,7 +57,7 @@ class Work:
                     self._listen,
                     self._claimed,
                     where=self._listener.name,
-                    completion=Completed(self._claimed, self._resources.clock),
+                    completion=completion,
                     turn=self._turn(limit),
                 )
         except TimeoutError as error:
@@ -82,7 +87,7 @@ class Work:
         self.current = None
 
     def _event(self, delivery: Delivery) -> Event:
-        return self._events[delivery.name].model_validate(delivery.payload)
+        return self._readers[delivery.name][delivery.event_version](delivery.payload)
 
     def _context(self, delivery: Delivery) -> Context:
         return Context.of_delivery(

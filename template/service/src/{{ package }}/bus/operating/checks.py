@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from .. import tables
 from ..catalog import Catalog
 from ..engines import Database
-from ..messages import Event
 from ..subscriptions import wanted_by
+from ..upcasting import readers
 
 _CHUNK = 500
 
@@ -53,9 +53,7 @@ async def check(database: Database, catalog: Catalog) -> list[Finding]:
 
 class _Checker:
     def __init__(self, catalog: Catalog) -> None:
-        self._events: Mapping[str, type[Event]] = {
-            name: cls for cls, found in catalog.events.items() for name in found.names
-        }
+        self._readers = readers(catalog)
         self._wanted = {
             name: frozenset(one.events)
             for one in wanted_by(catalog)
@@ -74,22 +72,26 @@ class _Checker:
         known = [self._wanted[name] for name in listener[1] if name in self._wanted]
         if not known:
             return ("no such listener in this code",)
-        if event in self._events and not any(event in events for events in known):
+        if event in self._readers and not any(event in events for events in known):
             return ("the listener does not take this event any more",)
         return ()
 
     def _decoding(self, row: sa.Row[Any]) -> tuple[str, ...]:
-        cls = self._events.get(row.name)
-        if cls is None:
+        known = self._readers.get(row.name)
+        if known is None:
             return ("no such event in this code",)
-        if row.version > cls.event_version:
-            return (f"version {row.version} is newer than this code's, {cls.event_version}",)
+        if row.version > max(known):
+            return (f"version {row.version} is newer than this code's, {max(known)}",)
+        if row.version not in known:
+            return (f"version {row.version} has no upcaster in this code any more",)
         try:
-            cls.model_validate(row.payload)
+            known[row.version](row.payload)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))
             return (f"the payload does not fit: {field}: {first['msg']}",)
+        except Exception as error:
+            return (f"the upcaster of version {row.version} failed: {error!r}",)
         return ()
 
 

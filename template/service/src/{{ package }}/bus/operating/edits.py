@@ -105,7 +105,10 @@ def _corrected(
     try:
         event = found.cls.model_validate(payload)
     except ValidationError as error:
-        raise OperationError(f"The payload does not fit {found.name}: {error}") from error
+        version = found.cls.event_version
+        raise OperationError(
+            f"The payload does not fit version {version} of {found.name}: {error}"
+        ) from error
     return {
         "name": found.name,
         "version": found.cls.event_version,

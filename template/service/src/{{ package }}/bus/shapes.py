@@ -1,0 +1,97 @@
+"""What an event promises: its fields and their types, in words that outlast a version of Python."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from enum import Enum
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NewType,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pydantic import BaseModel
+
+from .messages import Event
+
+_UNIONS = (Union, types.UnionType)
+# Dataclasses, typed dictionaries, named tuples.
+_WITH_FIELDS = ("__dataclass_fields__", "__required_keys__", "_fields")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """What an event promises to those who read it: fields with their types, the key, the version.
+
+    optional are the fields that what is stored need not have, as they have a default.
+    """
+
+    version: int
+    key: str
+    required: Mapping[str, str]
+    optional: Mapping[str, str]
+
+    @classmethod
+    def of(cls, event: type[Event]) -> Self:
+        """The shape that the class has now."""
+        required, optional = dict[str, str](), dict[str, str]()
+        for name, one in event.model_fields.items():
+            (required if one.is_required() else optional)[name] = told(one.annotation)
+        return cls(event.event_version, event.event_key, required, optional)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """All fields with their types."""
+        return {**self.required, **self.optional}
+
+
+def told(annotation: Any, within: tuple[Any, ...] = ()) -> str:
+    """A type as it is stored: `str | None`, `list[{sku: str, count: int}]`.
+
+    What is renamed but stored alike stays the same: enums are told by their values, classes with
+    fields by those. Limits of values are left out. within are the classes that are being told.
+    """
+    args, origin = get_args(annotation), get_origin(annotation)
+    if annotation in (None, types.NoneType):
+        return "None"
+    if isinstance(annotation, NewType):
+        return told(annotation.__supertype__, within)
+    if hasattr(annotation, "__value__"):  # type X = ..., as of Python 3.12
+        return told(annotation.__value__, within)
+    if origin is Annotated:
+        return told(args[0], within)
+    if origin in _UNIONS:
+        return " | ".join(told(one, within) for one in args)
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, args))}]"
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(told(one, within) for one in args)}]"
+    if isinstance(annotation, type):
+        return _told_class(annotation, within)
+    return "..." if annotation is Ellipsis else str(annotation).removeprefix("typing.")
+
+
+def _told_class(cls: type, within: tuple[Any, ...]) -> str:
+    if issubclass(cls, Enum):
+        return f"Literal[{', '.join(repr(one.value) for one in cls)}]"
+    if cls in within or not (fields := _fields_of(cls, (*within, cls))):
+        return cls.__name__
+    return f"{{{', '.join(f'{name}: {text}' for name, text in fields.items())}}}"
+
+
+def _fields_of(cls: type, within: tuple[Any, ...]) -> dict[str, str]:
+    """The fields of a class that is stored as an object; none of any other."""
+    if issubclass(cls, BaseModel):
+        return {
+            f"{name}{'' if one.is_required() else '?'}": told(one.annotation, within)
+            for name, one in cls.model_fields.items()
+        }
+    if not any(hasattr(cls, mark) for mark in _WITH_FIELDS):
+        return {}
+    return {name: told(hint, within) for name, hint in get_type_hints(cls).items()}
