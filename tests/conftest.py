@@ -66,9 +66,13 @@ def macros(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Template:
-    """A repository with the template as it is now, uncommitted changes included."""
+    """A repository with the template, at one of its versions.
+
+    At HEAD it is as it is now, uncommitted changes included.
+    """
 
     path: Path
+    ref: str = "HEAD"
 
     def copy(self, target: Path | str, **answers: Any) -> Path:
         """`copier copy --defaults` with answers."""
@@ -79,14 +83,14 @@ class Template:
             defaults=True,
             overwrite=True,
             quiet=True,
-            vcs_ref="HEAD",
+            vcs_ref=self.ref,
         )
         return Path(target)
 
-    def update(self, target: Path | str, **answers: Any) -> None:
-        """`copier update --defaults` with answers."""
+    def update(self, target: Path | str, *, quiet: bool = True, **answers: Any) -> None:
+        """`copier update --defaults` with answers; not quiet, with the closing message."""
         copier.run_update(
-            target, data=answers, defaults=True, overwrite=True, quiet=True, vcs_ref="HEAD"
+            target, data=answers, defaults=True, overwrite=True, quiet=quiet, vcs_ref=self.ref
         )
 
 
@@ -107,13 +111,14 @@ def template_repository(folder: Path, *, contents: bool = True) -> Template:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def isolated() -> Iterator[None]:
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No git or Copier settings of the user's, the same author everywhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         patch.delenv("COPIER_SETTINGS_PATH", raising=False)
         patch.setenv("XDG_CONFIG_HOME", os.devnull)
+        patch.setenv("COPIER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         for who in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{who}_NAME", "Test")
             patch.setenv(f"GIT_{who}_EMAIL", "test@example.com")

@@ -1,8 +1,8 @@
 """Runs the documentation: each page of docs/, and README.md, in a service made for it.
 
 A page begins in a shop with payments and orders, migrated, or in an empty folder if it makes a
-service itself. Its blocks run from top to bottom, as a reader would type them. What one is, is said
-behind its opening fence:
+service itself; if it is about `shop template`, one version behind. Its blocks run from top to
+bottom, as a reader would type them. What one is, is said behind its opening fence:
 
 - `python title="src/shop/…"`: joins that file. Its imports join the file's, its classes and
   functions replace those of the same name, what is new goes to the end.
@@ -34,7 +34,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from conftest import ROOT, Template, commit_all
+from conftest import ROOT, Template, commit_all, git
+from versions import Versions, current
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 TIMEOUT = 20
@@ -48,9 +49,9 @@ _ADDRESS = "127.0.0.1:8000"
 # What stands in for the programs that a reader has installed.
 _PROGRAMS = {
     "uv": 'case "$1" in run) shift; exec "$@";; sync) ;; *) exit 64;; esac',
-    "shop": 'exec {python} -m shop.cli "$@"',
+    **{name: f'exec {{python}} -m {name} "$@"' for name in ("shop", "store", "bazaar")},
     "pytest": 'exec {python} -m pytest -q -p no:cacheprovider "$@"',
-    "copier": 'command=$1; shift; exec {python} -m copier "$command" -l --vcs-ref=HEAD "$@"',
+    "copier": 'case $1 in copy|update) asks=-l;; esac; exec {python} -m copier "$@" $asks',
 }
 
 
@@ -322,7 +323,27 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def shop(template: Template, programs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The service that pages begin with, as start.md makes it."""
-    folder = tmp_path_factory.mktemp("shop")
+    return make_shop(template, programs, tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Versions:
+    """The template as it is now as 1.0.0, and a 1.1.0, for pages about updates."""
+    found = current(tmp_path_factory.mktemp("released"))
+    found.change_everything(2)
+    found.release("1.1.0")
+    return found
+
+
+@pytest.fixture(scope="session")
+def shop_behind(
+    released: Versions, programs: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same service, at 1.0.0 of that template."""
+    return make_shop(released.at("1.0.0"), programs, tmp_path_factory.mktemp("behind"))
+
+
+def make_shop(template: Template, programs: str, folder: Path) -> Path:
     shop = template.copy(folder / "shop")
     slices = shop / "src/shop/slices"
     template.copy(slices / "payments", fields="amount:decimal(12,2) currency:str")
@@ -353,10 +374,13 @@ def test_page(
     if any("curl " in block.text for block in found) and not shutil.which("curl"):
         pytest.skip("needs curl")
     folder = tmp_path / "page"
+    behind = any("shop template" in block.text for block in found)
     if not found or any("copier copy <template> shop" in block.text for block in found):
         folder.mkdir()
     else:
-        shutil.copytree(request.getfixturevalue("shop"), folder)
+        shutil.copytree(request.getfixturevalue("shop_behind" if behind else "shop"), folder)
+    if behind:
+        template = request.getfixturevalue("released").at("1.1.0")
     reader = Reader(folder, template, tmp_path / "state", programs)
     try:
         for block in found:
@@ -399,3 +423,43 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+_OWNERS = re.compile(r"yours|shared|the template's|Copier's")
+
+
+def owners(shop: Path) -> dict[str, str]:
+    """Whose the files and folders are that the README of a service names."""
+    found: dict[str, str] = {}
+    for line in (shop / "README.md").read_text(encoding="utf-8").splitlines():
+        files, owner, *_ = [*line.strip("| ").split(" | "), ""]
+        if match := _OWNERS.match(owner):
+            names = re.findall(r"`([^`]+)`(?! that you add)", files)
+            found |= dict.fromkeys(names, match[0])
+    return found
+
+
+def owner_of(file: str, shop: Path) -> str | None:
+    """Whose a file is: the longest name that fits says it; one that was not generated is yours."""
+    if not (shop / file).exists():
+        return "yours"
+    known = owners(shop)
+    for name in sorted(known, key=len, reverse=True):
+        if file == name or Path(file).name == name or (name[-1] == "/" and file.startswith(name)):
+            return known[name]
+    return None
+
+
+def test_every_file_has_an_owner(shop: Path) -> None:
+    files = git(shop, "ls-files").splitlines()
+    found = {file: owner_of(file, shop) for file in files}
+    assert [file for file, owner in found.items() if owner is None] == []
+    assert set(found.values()) == {"yours", "shared", "the template's", "Copier's"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_readers_are_told_to_write_is_theirs(page: Path, shop: Path) -> None:
+    """So that what they write and what the template changes meet in no file."""
+    for block in blocks(page):
+        if block.title:
+            assert owner_of(block.title, shop) in ("yours", "shared"), block

@@ -2,12 +2,18 @@
 
 import signal
 import sys
+from pathlib import Path
 
 
 def main() -> None:
     """Load the command line and run it: loading takes a while, and may be told to stop as well."""
     if sys.argv[1:2] in (["run"], ["worker"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    if sys.argv[1:2] == ["template"]:
+        # It does without the rest, in which an update may have left conflicts.
+        from .cli_template import template
+
+        template(sys.argv[2:], prog_name=f"{Path(sys.argv[0]).name} template")
     from . import cli
 
     cli.main()

@@ -27,6 +27,7 @@ from .bus.subscriptions import subscribe, wanted_by
 from .cli_changes import changes
 from .cli_contracts import contracts
 from .cli_events import events
+from .cli_template import template
 from .settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -34,6 +35,7 @@ auth.add_commands(cli)
 cli.add_typer(contracts, name="contracts")
 cli.add_typer(events, name="events")
 events.add_typer(changes)
+cli.add_typer(template, name="template")
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]

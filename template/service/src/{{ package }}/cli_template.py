@@ -1,0 +1,299 @@
+"""`template`: which parts are out of date, and Copier's update for all of them in one go.
+
+It needs nothing else of this service: it has to run while an update's conflicts are in the rest.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+template = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="See which parts are behind the template, and update them.",
+)
+
+_PACKAGE = Path(__file__).parent
+_ROOT = _PACKAGE.parents[1]
+_ANSWERS = ".copier-answers.yml"
+_COMMIT = re.compile(r"^_commit: *['\"]?([^'\"\n]+)", re.MULTILINE)
+_SOURCE = re.compile(r"^_src_path: *(.+(?:\n +.+)*)", re.MULTILINE)
+
+Prereleases = Annotated[bool, typer.Option("--prereleases", help="Count pre-releases, too.")]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The service or one slice: what Copier made by itself, and updates by itself.
+
+    commit is the version of the template that it is at, as Copier notes it.
+    """
+
+    name: str
+    folder: Path
+    source: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The version of the template that a part is at, and the newest."""
+
+    current: str
+    newest: str
+    behind: bool
+
+    @property
+    def major(self) -> str:
+        return self.current.partition(".")[0]
+
+
+@template.command()
+def status(prereleases: Prereleases = False) -> None:
+    """Show the template's version of the service and of each slice, and what is in conflict."""
+    parts = _parts()
+    rows = [("part", "at", "newest")]
+    standings = [_standing(part, prereleases) for part in parts]
+    for part, one in zip(parts, standings, strict=True):
+        rows.append((part.name, one.current, one.newest if one.behind else "the same"))
+    rows += [(name, "not from the template", "") for name in _others(parts)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    for part, one in zip(parts[1:], standings[1:], strict=True):
+        if one.major != standings[0].major:
+            typer.echo(
+                f"warning: {part.name} is at {one.current} and the service at"
+                f" {standings[0].current}: only within one major version are they made to work"
+                f" together. Run `{_command()} update`.",
+                err=True,
+            )
+    for place in _conflicts():
+        typer.echo(f"conflict: {place}", err=True)
+
+
+@template.command()
+def update(
+    slices: Annotated[
+        list[str] | None, typer.Argument(help="Only these slices; or else all, and the service.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="TAG", help="This version, in place of the newest.")
+    ] = None,
+    prereleases: Prereleases = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Answer new questions with their defaults.")
+    ] = False,
+) -> None:
+    """Update the service, then each slice; after a conflict is solved, the same command goes on.
+
+    Nothing is committed: the changes are staged.
+    """
+    _refuse_conflicts()
+    wanted = _chosen(_parts(), slices)
+    behind = [
+        part
+        for part in wanted
+        if (part.commit != to if to else _standing(part, prereleases).behind)
+    ]
+    if not behind:
+        return typer.echo(f"Nothing to update: all is at {to or 'the newest version'}.")
+    options = ["--vcs-ref", to] if to else ["--prereleases"] if prereleases else []
+    for part in behind:
+        _refuse_dirty(part)
+        typer.echo(f"Updating {part.name} …")
+        # Copier looks at the index: it would bring back what an update before has removed, and
+        # stop at conflicts that are solved, but not staged.
+        _stage()
+        _update(part, [*options, "--skip-answered", *(["--defaults"] if defaults else [])])
+        _refuse_conflicts()
+    _stage()
+    return _tell_next([part.name for part in behind if part.folder != _ROOT])
+
+
+def _parts() -> list[Part]:
+    """The service, then its slices, as far as they are from the template."""
+    if not (_ROOT / _ANSWERS).is_file():
+        sys.exit(
+            f"There is no {_ANSWERS} in {_ROOT}. This command works in the service's source tree,"
+            " and needs that file, which Copier wrote; if it is lost, take it from Git."
+        )
+    folders = sorted(file.parent for file in (_PACKAGE / "slices").glob(f"*/{_ANSWERS}"))
+    return [_part(folder) for folder in (_ROOT, *folders)]
+
+
+def _part(folder: Path) -> Part:
+    answers = (folder / _ANSWERS).read_text(encoding="utf-8")
+    commit, source = _COMMIT.search(answers), _SOURCE.search(answers)
+    if not commit or not source:
+        missing = "_src_path" if commit else "_commit"
+        sys.exit(
+            f"{folder / _ANSWERS} has no {missing}, which Copier wrote and needs: take the file"
+            " from Git as it was. Nobody but Copier should change it."
+        )
+    name = "service" if folder == _ROOT else folder.name
+    return Part(name, folder, source[1], commit[1])
+
+
+def _others(parts: list[Part]) -> list[str]:
+    """Slices that Copier did not make."""
+    known = {part.folder for part in parts}
+    return sorted(
+        file.parent.name
+        for file in (_PACKAGE / "slices").glob("*/__init__.py")
+        if file.parent not in known
+    )
+
+
+def _chosen(parts: list[Part], slices: list[str] | None) -> list[Part]:
+    if not slices:
+        return parts
+    known = {part.name: part for part in parts[1:]}
+    for name in slices:
+        if name not in known:
+            here = ", ".join(known) or "none"
+            sys.exit(f"No slice {name} of the template is here; there are: {here}.")
+    return [known[name] for name in slices]
+
+
+def _standing(part: Part, prereleases: bool) -> Standing:
+    return _standing_of(part.source, part.commit, prereleases, part.folder)
+
+
+_seen: dict[tuple[str, str, bool], Standing] = {}
+
+
+def _standing_of(source: str, commit: str, prereleases: bool, folder: Path) -> Standing:
+    """What Copier knows of a version; asked once for all parts that are at it."""
+    key = (source, commit, prereleases)
+    if key not in _seen:
+        options = ["--prereleases"] if prereleases else []
+        command = ["check-update", "--output-format", "json", *options, str(folder)]
+        done = subprocess.run(
+            [*_copier(), *command], capture_output=True, text=True, encoding="utf-8", check=False
+        )
+        if done.returncode:
+            sys.exit(f"Copier cannot compare {folder} with {source} at {commit}: {_reason(done)}")
+        found = json.loads(done.stdout)
+        _seen[key] = Standing(
+            found["current_version"], found["latest_version"], found["update_available"]
+        )
+    return _seen[key]
+
+
+def _update(part: Part, options: list[str]) -> None:
+    """Let Copier update a part, whose folder is clean. If it fails, the folder is as it was."""
+    command = [*_copier(), "update", "--quiet", *options, str(part.folder)]
+    try:
+        # It may ask, on standard output.
+        done = subprocess.run(
+            command, stderr=subprocess.PIPE, text=True, encoding="utf-8", check=False
+        )
+    except KeyboardInterrupt:
+        _restore(part)
+        raise
+    if done.returncode:
+        _restore(part)
+        sys.exit(f"Copier could not update {part.name}, which is as it was: {_reason(done)}")
+
+
+def _stage() -> None:
+    _git("add", "--all", "--", ".")
+
+
+def _restore(part: Part) -> None:
+    _git("restore", "--source=HEAD", "--staged", "--worktree", "--", str(part.folder))
+    _git("clean", "--quiet", "--force", "-d", "--", str(part.folder))
+
+
+def _refuse_dirty(part: Part) -> None:
+    """Copier merges into what is committed; and a failed update is undone by going back to it."""
+    # If an update is under way, what it has done so far is not committed.
+    under_way = _git("diff", "--name-only", "HEAD", "--", f":(glob)**/{_ANSWERS}")
+    scope = ["--", str(part.folder)] if under_way and part.folder != _ROOT else []
+    if changed := _git("status", "--short", *scope):
+        sys.exit(
+            f"There are changes that are not committed. Commit or stash them, then run"
+            f" `{_command()} update` again:\n{changed}"
+        )
+
+
+def _refuse_conflicts() -> None:
+    if places := _conflicts():
+        sys.exit(
+            "Both you and the template have changed these places:\n  "
+            + "\n  ".join(places)
+            + "\nChoose between what is above and what is below each =======, remove the markers"
+            f" (and files that end in .rej), then run `{_command()} update` again: it goes on."
+        )
+
+
+def _conflicts() -> list[str]:
+    """Where markers are, as file:line, and files of rejected hunks."""
+    marks = _git("grep", "--untracked", "-InE", "^<{7} ", "--", ".", fails_with=1)
+    rejected = _git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*.rej")
+    return [":".join(line.split(":")[:2]) for line in marks.splitlines()] + rejected.splitlines()
+
+
+def _tell_next(slices: list[str]) -> None:
+    steps = ["uv sync", f"uv run {_cli()} db upgrade"]
+    steps += [
+        f"uv run {_cli()} db revision {name} -m 'Update {name}'"
+        "   # writes one only if its models have changed"
+        for name in slices
+    ]
+    steps += [f"uv run {_cli()} db upgrade"] if slices else []
+    steps += ["uv run pytest", "git diff --staged", "git commit -m 'Update from the template'"]
+    typer.echo("\nAll follows the template again; the changes are staged. Next:\n")
+    for number, step in enumerate(steps, 1):
+        typer.echo(f"  {number}. {step}")
+
+
+@cache
+def _copier() -> tuple[str, ...]:
+    for program in (("copier",), ("uvx", "copier")):
+        if shutil.which(program[0]):
+            return program
+    return sys.exit(
+        "Neither copier nor uvx is on PATH, and the template is followed with Copier. Install uv"
+        " (https://docs.astral.sh/uv/), or Copier alone: pipx install copier"
+    )
+
+
+def _git(*arguments: str, fails_with: int = 0) -> str:
+    """What Git prints, run in the service's folder. fails_with: another status that is no error."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode not in (0, fails_with):
+        sys.exit(f"git {arguments[0]} in {_ROOT}: {_reason(done)}")
+    return done.stdout.rstrip()
+
+
+def _reason(done: "subprocess.CompletedProcess[str]") -> str:
+    """Why a program failed: what Git says if it is to blame, or else the last line."""
+    lines = [line.partition("| ")[2] or line for line in done.stderr.strip().splitlines()]
+    told = [line.strip() for line in lines if line.strip()]
+    return next((line for line in told if line.startswith("fatal: ")), told[-1] if told else "?")
+
+
+def _cli() -> str:
+    return _PACKAGE.name.replace("_", "-")
+
+
+def _command() -> str:
+    return f"uv run {_cli()} template"
