@@ -77,13 +77,17 @@ class Streams(Generic[A]):
         self._insert_next = _insert_next(self._events)
 
     async def load(
-        self, session: AsyncSession, stream_id: UUID, *, version: int = _LATEST
+        self, session: AsyncSession, stream_id: UUID, *, version: int | None = None
     ) -> A | None:
         """The aggregate as it is, or as it was at a version; None if there is none, or no more.
 
         Raises BusError for an event that this code does not know.
         """
-        given = {"stream_id": stream_id, "upto": version, "schema": self._aggregate.snapshot_schema}
+        given = {
+            "stream_id": stream_id,
+            "upto": _LATEST if version is None else version,
+            "schema": self._aggregate.snapshot_schema,
+        }
         aggregate: A | None = None
         for row in await session.execute(self._load, given):
             if row.payload is None:
