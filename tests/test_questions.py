@@ -82,9 +82,11 @@ class TestKind:
             "kind": "slice",
             "package": "shop",
             "slice": "payments",
+            "style": "state",
             "entity": "Payment",
             "fields": FIELDS,
             "listens_to": "",
+            "born_as": "state",
             "born": "payments",
         }
 
@@ -248,6 +250,11 @@ class TestSliceRefusals:
             ({"entity": "Session"}, "variables called session, which every slice uses"),
             ({"slice": "events"}, "Event is a class of the bus"),
             ({"slice": "sessions"}, "variables called session"),
+            ({"style": "rows"}, "Invalid choice for 'style'"),
+            ({"style": "event_sourced", "entity": "Created"}, "a name that event-sourced slices"),
+            ({"style": "event_sourced", "slice": "streams"}, "a name that event-sourced slices"),
+            ({"style": "event_sourced", "entity": "Append"}, "Append, or append, is a name that"),
+            ({"style": "event_sourced", "fields": "change:str"}, "such as change_value"),
         ],
     )
     def test_names(
@@ -374,14 +381,19 @@ class TestNamesInUse:
         }
         assert modules <= set(macros("names").dependencies)
 
+    @pytest.mark.parametrize(
+        ("style", "classes"),
+        [("state", "Entity, Command, Event, View"), ("event_sourced", "Aggregate, StreamEvent")],
+    )
     def test_attributes_of_what_fields_become_part_of(
-        self, whole: Template, tmp_path: Path
+        self, whole: Template, tmp_path: Path, style: str, classes: str
     ) -> None:
         service = whole.copy(tmp_path / "shop")
         program = (
             "from shop.base.database import Entity\n"
+            "from shop.base.streams import Aggregate, StreamEvent\n"
             "from shop.bus import Command, Event, View\n"
-            "names = {name for cls in (Entity, Command, Event, View) for name in dir(cls)}\n"
+            f"names = {{name for cls in ({classes}) for name in dir(cls)}}\n"
             "print(*(name for name in names if not name.startswith('_')))\n"
         )
         done = subprocess.run(
@@ -393,7 +405,7 @@ class TestNamesInUse:
         )
         questions = macros("questions")
         for name in done.stdout.split():
-            assert questions.fields_error(f"{name}:str", [], "Thing").strip(), name
+            assert questions.fields_error(f"{name}:str", [], "Thing", style).strip(), name
 
     @pytest.mark.parametrize("name", ["type", "match", "date", "user", "text", "decimal", "uuid"])
     def test_common_words_are_free_for_fields(self, name: str) -> None:
@@ -590,6 +602,31 @@ class TestUpdates:
     ) -> None:
         with pytest.raises(ValueError, match="This slice was born as payments"):
             changing.update(PAYMENTS, slice="billings")
+
+    def test_a_slice_keeps_its_style(self, changing: Template, shop_with_slices: Path) -> None:
+        with pytest.raises(ValueError, match="This slice was made as state"):
+            changing.update(PAYMENTS, style="event_sourced")
+
+    def test_a_slice_from_before_there_were_styles(
+        self, changing: Template, shop_with_slices: Path
+    ) -> None:
+        stored = Path(PAYMENTS, ".copier-answers.yml")
+        lines = [line for line in stored.read_text().splitlines() if ": state" not in line]
+        stored.write_text("\n".join(lines))
+        commit_all(shop_with_slices)
+        changing.update(PAYMENTS)
+        assert answers(Path(PAYMENTS))["style"] == "state"
+
+    def test_a_lost_style_is_the_one_that_the_slice_was_made_as(
+        self, changing: Template, shop_with_slices: Path
+    ) -> None:
+        invoices = Path("src/shop/slices/invoices")
+        changing.copy(invoices, style="event_sourced")
+        stored = invoices / ".copier-answers.yml"
+        stored.write_text(stored.read_text().replace("style: event_sourced\n", ""))
+        commit_all(shop_with_slices)
+        changing.update(invoices)
+        assert answers(invoices)["style"] == "event_sourced"
 
     @pytest.mark.parametrize(
         ("folder", "other", "kind"), [(PAYMENTS, "service", "slice"), (".", "slice", "service")]

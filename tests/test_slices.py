@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT, Template, commit_all, jinja, macros
 
 TYPES = ["str", "text", "int", "float", "decimal(12,2)", "bool", "date", "datetime", "uuid"]
+SOME_OF_EACH = " ".join(f"a_{kind[:5]}:{kind}" for kind in TYPES)
+OPTIONAL_OF_EACH = " ".join(f"a_{kind[:5]}:{kind}?" for kind in TYPES)
 LISTENS_TWICE = "payments.PaymentCreated payments.PaymentRefunded"
 
 # Folder and answers. Between them: names that are the same in plural, words that are not English,
@@ -20,8 +22,8 @@ SLICES: dict[str, dict[str, str]] = {
     "payments": {"fields": "amount:decimal(12,2) currency:str"},
     "orders": {"listens_to": "payments.PaymentCreated:start_order"},
     "marks": {},
-    "samples": {"fields": " ".join(f"a_{kind[:5]}:{kind}" for kind in TYPES)},
-    "drafts": {"fields": " ".join(f"a_{kind[:5]}:{kind}?" for kind in TYPES)},
+    "samples": {"fields": SOME_OF_EACH},
+    "drafts": {"fields": OPTIONAL_OF_EACH},
     "mixtures": {"fields": "note:text? amount:int day:date? at:datetime text:str uuid:uuid?"},
     "ratios": {"fields": "part:decimal(2,2) whole:decimal(18,0)? tiny:decimal(18,18)"},
     "flags": {"fields": "date:date on:bool select:str one:int found:str name:str"},
@@ -45,6 +47,24 @@ SLICES: dict[str, dict[str, str]] = {
     "archives_of_archived_papers": {
         "listens_to": "customer_agreement_archives.CustomerAgreementArchiveRecordCreated:"
         "test_it payments.PaymentCreated:file_the_payment_that_was_created_before",
+    },
+    # The same of slices that store events.
+    "invoices": {"style": "event_sourced", "fields": "amount:decimal(12,2) currency:str"},
+    "reminders": {"style": "event_sourced", "listens_to": "invoices.InvoiceCreated:remind"},
+    "stamps": {"style": "event_sourced"},
+    "tests_of_soil": {"style": "event_sourced", "fields": SOME_OF_EACH},
+    "trips": {
+        "style": "event_sourced",
+        "listens_to": f"{LISTENS_TWICE} sheep.SheepCreated:on_wool",
+        "fields": OPTIONAL_OF_EACH,
+    },
+    "stores": {"style": "event_sourced", "fields": "type:str event:str command:int name:str"},
+    "units": {"style": "event_sourced", "entity": "SKU", "fields": "self:str cls:str"},
+    "records_of_old_agreements": {
+        "style": "event_sourced",
+        "entity": "CustomerAgreementArchiveRecord",
+        "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
+        f"{'preferred_other_contact_telephone_number'}:datetime?",
     },
 }
 
@@ -155,13 +175,16 @@ def camel(length: int, size: int = 7) -> str:
     return ("Abcdefg"[:size] * 40)[:length]
 
 
-def context(package: str, slice_: str, entity: str, fields: str, listens_to: str) -> dict[str, Any]:
+def context(
+    package: str, slice_: str, style: str, entity: str, fields: str, listens_to: str
+) -> dict[str, Any]:
     """What copier.yml works out for a slice."""
     grammar, names = macros("grammar"), macros("names")
     listens = json.loads(grammar.parse_listens(listens_to))
     return {
         "package": package,
         "slice": slice_,
+        "event_sourced": style == "event_sourced",
         "entity": entity,
         "noun": names.snake(entity),
         "plural": names.pascal(slice_),
@@ -189,8 +212,9 @@ def test_names_of_every_length_are_formatted(package: str, shop: Path, tmp_path:
                 f"{word(min(length, 27))}.Other{camel(min(length, 35))}:{word(length - 1)}z",
             ),
         }.items():
-            target = tmp_path / "src" / package / f"{place}{length}"
-            render_slice(context(package, slice_, *answers), target)
+            for style in ("state", "event_sourced"):
+                target = tmp_path / "src" / package / f"{place}{length}_{style}"
+                render_slice(context(package, slice_, style, *answers), target)
     run(tmp_path, "ruff", "format", "--diff", ".")
     run(tmp_path, "ruff", "check", ".")
 

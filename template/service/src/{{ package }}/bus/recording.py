@@ -43,13 +43,13 @@ class EventLog(list[Noted]):
     """What one unit of work will publish, in order.
 
     The list belongs to the session, not to the aggregates: a session forgets an aggregate that
-    nobody holds, and flushes only those whose columns changed. context is that of the delivery that
-    runs now, in a unit that works off several.
+    nobody holds, and flushes only those whose columns changed. context is what belongs to all that
+    runs now: the unit's, or in one that works off several deliveries that of the one that runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context | None = None) -> None:
         super().__init__()
-        self.context: Context | None = None
+        self.context = context
 
     def note(
         self,

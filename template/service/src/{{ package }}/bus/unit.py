@@ -123,7 +123,7 @@ class UnitOfWork:
         turn: Turn | None = None,
     ) -> None:
         self.context = context
-        self.log = EventLog()
+        self.log = EventLog(context)
         self.is_open = True
         self._resources = resources
         self._readonly = readonly
@@ -191,7 +191,7 @@ class UnitOfWork:
         try:
             return await call(message, self._bus())
         finally:
-            self.log.context = None
+            self.log.context = self.context
 
     def publish(
         self, event: Event, depth: int, after: dt.timedelta | None, at: dt.datetime | None
