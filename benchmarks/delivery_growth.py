@@ -43,10 +43,8 @@ class Filled(Slicewise):
 async def fill(service: Slicewise, state: str, count: int) -> None:
     """Store events and deliveries in this state; of those that wait, the first is dead."""
     postgresql = service.database.dialect == "postgresql"
-    time, now = (
-        sa.bindparam("now", type_=service.tables.delivery.c.due.type),
-        dt.datetime.now(dt.UTC),
-    )
+    time = sa.bindparam("now", type_=service.tables.delivery.c.due.type)
+    now = dt.datetime.now(dt.UTC)
     async with service.database.writer.begin() as connection:
         events = _EVENTS.format(
             id="gen_random_uuid()" if postgresql else "lower(hex(randomblob(16)))"
@@ -148,13 +146,13 @@ async def memory(url: str, count: int) -> Row:
         await service.prove()
     finally:
         await service.close()
-        return {
-            "database": service.database.dialect,
-            "deliveries": count,
-            "MiB after the first tenth": round(sizes[_CHUNKS // 10 - 1], 1),
-            "MiB after all": round(sizes[-1], 1),
-            "MiB at most": round(max(sizes), 1),
-        }
+    return {
+        "database": service.database.dialect,
+        "deliveries": count,
+        "MiB after the first tenth": round(sizes[_CHUNKS // 10 - 1], 1),
+        "MiB after all": round(sizes[-1], 1),
+        "MiB at most": round(max(sizes), 1),
+    }
 
 
 async def idle(url: str, seconds: float) -> Row:
