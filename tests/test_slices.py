@@ -52,14 +52,17 @@ SLICES: dict[str, dict[str, str]] = {
     "invoices": {"style": "event_sourced", "fields": "amount:decimal(12,2) currency:str"},
     "reminders": {"style": "event_sourced", "listens_to": "invoices.InvoiceCreated:remind"},
     "stamps": {"style": "event_sourced"},
-    "tests_of_soil": {"style": "event_sourced", "fields": SOME_OF_EACH},
+    "soils": {"style": "event_sourced", "fields": SOME_OF_EACH},
     "trips": {
         "style": "event_sourced",
         "listens_to": f"{LISTENS_TWICE} sheep.SheepCreated:on_wool",
         "fields": OPTIONAL_OF_EACH,
     },
-    "stores": {"style": "event_sourced", "fields": "type:str event:str command:int name:str"},
-    "units": {"style": "event_sourced", "entity": "SKU", "fields": "self:str cls:str"},
+    "units": {
+        "style": "event_sourced",
+        "entity": "SKU",
+        "fields": "type:str event:str command:int cls:str",
+    },
     "records_of_old_agreements": {
         "style": "event_sourced",
         "entity": "CustomerAgreementArchiveRecord",
@@ -175,16 +178,14 @@ def camel(length: int, size: int = 7) -> str:
     return ("Abcdefg"[:size] * 40)[:length]
 
 
-def context(
-    package: str, slice_: str, style: str, entity: str, fields: str, listens_to: str
-) -> dict[str, Any]:
+def context(package: str, slice_: str, entity: str, fields: str, listens_to: str) -> dict[str, Any]:
     """What copier.yml works out for a slice."""
     grammar, names = macros("grammar"), macros("names")
     listens = json.loads(grammar.parse_listens(listens_to))
     return {
         "package": package,
         "slice": slice_,
-        "event_sourced": style == "event_sourced",
+        "event_sourced": False,
         "entity": entity,
         "noun": names.snake(entity),
         "plural": names.pascal(slice_),
@@ -212,18 +213,20 @@ def test_names_of_every_length_are_formatted(package: str, shop: Path, tmp_path:
                 f"{word(min(length, 27))}.Other{camel(min(length, 35))}:{word(length - 1)}z",
             ),
         }.items():
-            for style in ("state", "event_sourced"):
-                target = tmp_path / "src" / package / f"{place}{length}_{style}"
-                render_slice(context(package, slice_, style, *answers), target)
+            target = tmp_path / "src" / package / f"{place}{length}"
+            given = context(package, slice_, *answers)
+            render_slice(given, target)
+            render_slice(given | {"event_sourced": True}, target / "events", "{% if event_sourced")
     run(tmp_path, "ruff", "format", "--diff", ".")
     run(tmp_path, "ruff", "check", ".")
 
 
-def render_slice(context: dict[str, Any], target: Path) -> None:
+def render_slice(context: dict[str, Any], target: Path, only: str = "") -> None:
+    """Render the modules of a slice whose names begin with `only`."""
     environment = jinja()
     folder = ROOT / "template" / "slice"
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.jinja"))
-    for source in folder.rglob("*.py*.jinja"):
+    for source in folder.rglob(f"{only}*.py*.jinja"):
         name = environment.from_string(str(source.relative_to(folder).with_suffix("")))
         path = target / name.render(context)
         if path.suffix == ".py":
