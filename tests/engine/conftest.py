@@ -319,6 +319,17 @@ def shop(engine: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     gc.collect(0)
 
 
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """The lines that are logged during this test, each with what was bound to it."""
+    quiet = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    bound = [structlog.contextvars.merge_contextvars]
+    with structlog.testing.capture_logs(processors=bound) as lines:
+        yield lines
+    structlog.configure(wrapper_class=quiet)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The URL of a PostgreSQL server, which forgets everything if the machine stops."""
