@@ -227,6 +227,8 @@ def _tell_unfit(action: str, ids: Collection[int]) -> None:
         if action == "retry" and row["state"] in ("done", "dropped"):
             again = f"events replay {row['listener']} --where id={row['event_id']}"
             told += f": `{again}` runs it again, by a new delivery"
+        elif action == "retry" and row["state"] == "pending":
+            told += " and due: the next worker that is free runs it"
         typer.echo(f"{told}.", err=True)
     for missing in sorted(set(ids) - {row["id"] for row in rows}):
         typer.echo(f"No delivery {missing} is stored here.", err=True)
