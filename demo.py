@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -47,13 +48,17 @@ def interrupt(*_: object) -> None:
 
 
 def generate(shop: Path) -> None:
-    copy(shop)
-    copy(shop / "src/shop/slices/payments", "-d", "fields=amount:decimal(12,2) currency:str")
-    copy(shop / "src/shop/slices/orders", "-d", "listens_to=payments.PaymentCreated:start_order")
+    copy(shop, ".")
+    say("cd shop")
+    slices = "src/shop/slices"
+    copy(shop, f"{slices}/payments", "-d", "fields=amount:decimal(12,2) currency:str")
+    copy(shop, f"{slices}/orders", "-d", "listens_to=payments.PaymentCreated:start_order")
 
 
-def copy(target: Path, *answers: str) -> None:
-    say("copier copy <template>", target.name, *answers)
+def copy(shop: Path, place: str, *answers: str) -> None:
+    target = shop / place
+    typed = "shop --defaults" if target == shop else shlex.join([place, *answers])
+    say(f"copier copy <template> {typed}")
     copier = [sys.executable, "-m", "copier", "copy", "--quiet", "--defaults", "--vcs-ref=HEAD"]
     run([*copier, *answers, str(HERE), str(target)])
 
@@ -70,7 +75,7 @@ def install(shop: Path) -> dict[str, str]:
     say("uv sync")
     uv = [sys.executable, "-m", "uv"]
     run([*uv, "sync", "--quiet", f"--python={sys.executable}"], cwd=shop, env=environment)
-    say("shop db upgrade")
+    say("uv run shop db upgrade")
     output(shop, "db", "upgrade", environment=environment)
     return environment
 
@@ -79,7 +84,7 @@ def install(shop: Path) -> dict[str, str]:
 def running(shop: Path, environment: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """Run the shop until the block is left; gives its URL and its log."""
     port, log = free_port(), shop / "shop.log"
-    say(f"shop run --port {port}")
+    say(f"uv run shop run --port {port}")
     with log.open("wb") as file:
         process = subprocess.Popen(
             [command(shop), "run", "--port", str(port)],
@@ -200,8 +205,8 @@ def free_port() -> int:
         return port
 
 
-def say(*words: str) -> None:
-    print("$", *words, flush=True)
+def say(command: str) -> None:
+    print("$", command, flush=True)
 
 
 def show(title: str, answer: object) -> None:

@@ -4,9 +4,14 @@ import itertools
 import os
 import py_compile
 import re
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from conftest import Template, tree
@@ -139,6 +144,69 @@ def test_service_that_is_told_to_stop_while_it_is_loaded(
     process.terminate()
     printed, _ = process.communicate(timeout=60)
     assert (process.returncode, printed) == (0, "")
+
+
+@contextmanager
+def running(folder: Path, *command: str) -> Iterator[IO[str]]:
+    """Run a command of the service, and stop it by SIGTERM; gives what it prints."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "shop", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        # If what is waited for never comes, the output ends.
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            yield process.stdout
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def read_until(printed: IO[str], text: str) -> str:
+    seen = []
+    for line in printed:
+        seen.append(line)
+        if text in line:
+            return "".join(seen)
+    raise AssertionError(f"{text!r} is not in\n{''.join(seen)}")
+
+
+def test_dev_comes_back_when_what_stopped_it_is_mended(small: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    handlers = small / "src/shop/slices/notes/handlers.py"
+    code = handlers.read_text()
+    with running(small, "dev", "--port", str(port)) as printed:
+        read_until(printed, "Application startup complete.")
+        handlers.write_text("def x(:")
+        told = read_until(printed, "Waiting for the next change.")
+        assert f"{handlers}:1: SyntaxError" in told
+        assert "Traceback" not in told
+        handlers.write_text(code)
+        read_until(printed, "Application startup complete.")
+        run(small, "shop", "db", "revision", "notes", "-m", "x", "--empty")
+        read_until(
+            printed, "is behind the code (it lacks notes_0002). Run `shop db upgrade` first."
+        )
+        run(small, "shop", "db", "upgrade")
+        read_until(printed, "Application startup complete.")
+
+
+def test_worker_says_what_it_works_for(small: Path) -> None:
+    run(small, "shop", "db", "upgrade")
+    with running(small, "worker") as printed:
+        told = read_until(printed, "worker started")
+        assert "database=sqlite:///shop.db" in told
+        assert "slices=notes" in told
 
 
 @pytest.mark.parametrize("command", [["run"], ["worker"], ["describe"], ["db", "upgrade"]])

@@ -6,11 +6,12 @@ import gc
 import importlib
 import logging
 import shutil
+import subprocess
 import sys
 import textwrap
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -319,6 +320,17 @@ def shop(engine: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     gc.collect(0)
 
 
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """The lines that are logged during this test, each with what was bound to it."""
+    quiet = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    bound = [structlog.contextvars.merge_contextvars]
+    with structlog.testing.capture_logs(processors=bound) as lines:
+        yield lines
+    structlog.configure(wrapper_class=quiet)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The URL of a PostgreSQL server, which forgets everything if the machine stops."""
@@ -332,8 +344,20 @@ def server() -> Iterator[str]:
         url: str = started.get_uri()
         administer(url, *(f"ALTER SYSTEM SET {name} = off" for name in _SAFETY))
         administer(url, "SELECT pg_reload_conf()", "CREATE DATABASE shop")
-        yield url
+        with _ending_with_this_process(started.get_pid(), folder):
+            yield url
         started.cleanup()
+
+
+@contextmanager
+def _ending_with_this_process(server: int, folder: str) -> Iterator[None]:
+    """Stop the server and remove its folder, should these tests be killed before they can do it."""
+    # The pipe ends without a line only if its other end was killed.
+    script = "read _ || { kill -QUIT $0; while kill -0 $0 2>&-; do sleep 0.1; done; rm -rf $1; }"
+    command = ["sh", "-c", script, str(server), folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        yield
+        watcher.communicate(b"\n")
 
 
 _SAFETY = ("fsync", "synchronous_commit", "full_page_writes")

@@ -1,6 +1,7 @@
 """Many deliveries in one transaction, for listeners that only touch the database."""
 
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,38 @@ async def test_batch_listener_that_cancels_itself_has_failed(
 def test_options_that_do_not_fit(shop: Shop, mark: str, complaint: str) -> None:
     notes(shop, listeners=f"{mark} -> None: ...\n")
     assert complaint in shop.refusal(database=shop.database())
+
+
+async def test_each_line_of_a_batch_says_what_it_is_about(
+    shop: Shop, start: Start, sqlite_url: str, logged: list[Any]
+) -> None:
+    listeners = """
+        import structlog
+        log = structlog.get_logger()
+        @listen(batch=10)
+        async def copy(event: NoteWritten, bus: Bus) -> None:
+            if event.text == "copied":
+                return
+            log.info("copying", text=event.text)
+            if event.text == "bad":
+                raise LookupError
+            bus.publish(NoteWritten(text="copied"))
+    """
+    notes(shop, listeners=listeners)
+    service = await start(sqlite_url)
+    await write(service, "a", "bad")
+    logged.clear()
+    await service.runtime.relay.work_off()
+    a, bad = (await service.events())[:2]
+
+    def told(line: str) -> list[tuple[Any, ...]]:
+        names = ("listener", "correlation_id", "event_id")
+        found = [one for one in logged if one["event"] == line]
+        return [tuple(one.get(name) for name in names) for one in found]
+
+    of_a = ("notes.copy", a.correlation_id, str(a.id))
+    of_bad = ("notes.copy", bad.correlation_id, str(bad.id))
+    assert set(told("copying")) == {of_a, of_bad}
+    assert set(told("listener failed, will be tried again")) == {of_bad}
+    [(listener, correlation_id, _)] = told("event stored")
+    assert (listener, correlation_id) == ("notes.copy", a.correlation_id)

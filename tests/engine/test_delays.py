@@ -1,6 +1,7 @@
 """Events for later: in the log when they are due, unless they are cancelled before."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,15 @@ async def test_cancelling_what_is_in_the_log_does_nothing(shop: Shop, service: S
     await run(service, "cancel:a")
     await service.settled()
     assert shop.seen == ["a"]
+
+
+async def test_log_says_when_an_event_is_due_and_what_was_cancelled(
+    service: Service, logged: list[Any]
+) -> None:
+    await run(service, "later:a")
+    await run(service, "cancel:a cancel:b")
+    [stored, cancelled] = [one for one in logged if "due" in one]
+    assert (stored["event"], cancelled["event"]) == ("event stored", "scheduled event cancelled")
+    assert stored["correlation_id"]
+    for name in ("event_name", "event_id", "due"):
+        assert stored[name] == cancelled[name]

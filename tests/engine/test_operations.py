@@ -152,7 +152,7 @@ async def test_event_and_delivery_are_shown_with_every_attempt(desk: Desk) -> No
     assert by_delivery == await desk.operations.show(event.id)
     assert by_delivery["event"]["payload"] == {"text": "a"}
     [shown] = by_delivery["deliveries"]
-    assert [one["number"] for one in shown["attempts_made"]] == [1, 2]
+    assert [one["number"] for one in shown["failed_attempts"]] == [1, 2]
     for missing in (delivery.id + 1, uuid4()):
         with pytest.raises(Exception, match=f"{missing} is stored here"):
             await desk.operations.show(missing)
@@ -166,6 +166,32 @@ async def test_dead_letters_are_grouped(desk: Desk) -> None:
         (one["listener"], one["error_type"], one["error_frame"], one["count"]) for one in groups
     ]
     assert told == [("notes.copy", "E", "here:1", 2), ("notes.copy", "F", "here:1", 1)]
+    first, second, _ = await desk.service.events()
+    assert (groups[0]["oldest"], groups[0]["newest"]) == (first.recorded_at, second.recorded_at)
+    assert [groups[1]["oldest_id"]] == [
+        one["id"] for one in await desk.operations.deliveries("error=F")
+    ]
+
+
+async def test_scheduled_events_are_listed_the_next_one_first(desk: Desk) -> None:
+    now = dt.datetime.now(dt.UTC)
+    for key, minutes in (("late", 20), ("soon", 10)):
+        event = {"name": "notes.NoteWritten", "version": 1, "key": key, "payload": {"text": key}}
+        due = now + dt.timedelta(minutes=minutes)
+        rest = {"id": uuid4(), "headers": {}, "correlation_id": f"c-{key}", "due": due}
+        await desk.service.write(sa.insert(desk.tables.scheduled).values(**event, **rest))
+    found = {
+        "": ["soon", "late"],
+        "key=late": ["late"],
+        "event~written correlation=c-soon": ["soon"],
+        "event=notes.Gone": [],
+    }
+    for where, keys in found.items():
+        assert [one["key"] for one in await desk.operations.scheduled(where)] == keys, where
+    assert [one["key"] for one in await desk.operations.scheduled(limit=1)] == ["soon"]
+    assert (await desk.operations.health())["scheduled"] == 2
+    with pytest.raises(Exception, match="state cannot be used here, only event, key"):
+        await desk.operations.scheduled("state=dead")
 
 
 async def test_lag_names_who_is_behind_and_whom_nobody_runs(desk: Desk) -> None:
@@ -404,15 +430,16 @@ async def without_copy(shop: Shop, start: Start, url: str, *states: str) -> Desk
 
 
 async def test_listener_that_is_gone_is_retired(shop: Shop, start: Start, url: str) -> None:
-    desk = await without_copy(shop, start, url, "dead", "pending", "done")
+    desk = await without_copy(shop, start, url, "dead", "pending", "working", "done")
     with pytest.raises(Exception, match=r"notes.mail is still in this code"):
         await desk.operations.retire("notes.mail", **WHO)
-    await desk.operations.retire("notes.copy", **WHO)
+    assert await desk.operations.retire("notes.copy", **WHO) == 0
     await desk.write("later")
-    assert await desk.states() == ["dead", "pending", "done"]
-    left = await desk.operations.select_left("drop", "notes.copy")
-    assert await desk.operations.drop(left, **WHO) == 2
-    assert await desk.states() == ["dropped", "dropped", "done"]
+    assert await desk.states() == ["dead", "pending", "working", "done"]
+    assert await desk.operations.retire("notes.copy", drop=True, **WHO) == 2
+    assert await desk.states() == ["dropped", "dropped", "working", "done"]
+    audit = [("alice", "retire", "a gateway was down", 1)] * 2
+    assert sorted(await desk.audit()) == [("alice", "drop", "a gateway was down", 2), *audit]
     with pytest.raises(Exception, match=r"notes.copy is retired"):
         await desk.operations.plan_replay("notes.copy")
 
@@ -423,7 +450,9 @@ async def test_what_is_left_is_moved_to_another_listener(
     desk = await without_copy(shop, start, url, "dead", "pending", "working", "done")
     left = await desk.operations.select_left("move", "notes.copy")
     assert await desk.operations.move(left, "notes.mail", **WHO) == 0
+    assert await desk.operations.not_moved(left, "notes.mail") == {"dead": 1, "pending": 1}
     assert await desk.operations.move(left, "notes.new_copy", **WHO) == 2
+    assert await desk.operations.not_moved(left, "notes.new_copy") == {}
     assert await desk.states() == ["working", "done"]
     assert await desk.states("notes.new_copy") == ["dead", "pending"]
     with pytest.raises(Exception, match=r"no listener 'notes.nobody'"):

@@ -57,7 +57,7 @@ async def check_database(database: Database) -> None:
         raise StartError(database.unreachable(error)) from error
     if standing.behind:
         raise StartError(
-            f"The database {database.url!r} is behind the code (it lacks"
+            f"The database {database} is behind the code (it lacks"
             f" {', '.join(standing.behind)}). Run `{PACKAGE.replace('_', '-')} db upgrade` first."
         )
     if standing.newer:

@@ -4,14 +4,19 @@ import asyncio
 import json
 import signal
 import sys
-from contextlib import suppress
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from socket import socket
+from typing import Annotated, Any
 
+import structlog
 import typer
 import uvicorn
 from alembic.util import CommandError
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from uvicorn.supervisors import ChangeReload
 
 from .app import PACKAGE, StartError, build_runtime, check_database, create_app, opened
 from .base import auth, logs, migrate
@@ -30,6 +35,8 @@ from .cli_events import events
 from .cli_template import template
 from .settings import Settings
 
+log = structlog.stdlib.get_logger(__name__)
+
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 auth.add_commands(cli)
 cli.add_typer(contracts, name="contracts")
@@ -37,15 +44,26 @@ cli.add_typer(events, name="events")
 events.add_typer(changes)
 cli.add_typer(template, name="template")
 
+# The logs are the service's own.
+_SERVER: dict[str, Any] = {"log_config": None, "access_log": False}
+_SECONDS_BETWEEN_LOOKS = 0.5
+
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]
 
 
 def main() -> None:
-    """Run a command; what keeps the service from starting is told without a traceback."""
-    try:
+    """Run a command."""
+    with _told_in_a_line():
         check_dotenv()
         cli()
+
+
+@contextmanager
+def _told_in_a_line(then: str = "") -> Iterator[None]:
+    """What keeps the service from starting ends the process, without a traceback."""
+    try:
+        yield
     except (
         DotenvError,
         StartError,
@@ -55,16 +73,27 @@ def main() -> None:
         OperationError,
         ContractError,
     ) as error:
-        sys.exit(str(error))
+        sys.exit(f"{error}{then}")
     except ValidationError as error:
-        sys.exit(told(error))
+        sys.exit(f"{told(error)}{then}")
 
 
 @cli.command()
 def dev(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Migrate, run, and start again when the code changes."""
+    _end_when_told()
     _migrate(["upgrade"])
-    _serve(host, port, reload=True)
+    create_app()  # What cannot be mended by changing the code ends the command here.
+    config = uvicorn.Config(
+        f"{PACKAGE}.app:create_app",
+        host=host,
+        port=port,
+        reload=True,
+        reload_dirs=["src"],
+        **_SERVER,
+    )
+    with suppress(KeyboardInterrupt):
+        ChangeReload(config, partial(_start_again, host, port), [config.bind_socket()]).run()
 
 
 @cli.command()
@@ -113,23 +142,23 @@ def _end_when_told() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 
-def _serve(host: str, port: int, *, reload: bool = False) -> None:
+def _serve(host: str, port: int) -> None:
     # Having stopped, the server repeats the signal that stopped it: that is no failure, either.
     _end_when_told()
     # What keeps it from starting is told in a line here; the server would end in its traceback.
     app = create_app()
     asyncio.run(_check_database())
     with suppress(KeyboardInterrupt):
-        uvicorn.run(
-            f"{PACKAGE}.app:create_app" if reload else app,
-            factory=reload,
-            host=host,
-            port=port,
-            reload=reload,
-            reload_dirs=["src"] if reload else None,
-            log_config=None,
-            access_log=False,
-        )
+        uvicorn.run(app, host=host, port=port, **_SERVER)
+
+
+def _start_again(host: str, port: int, sockets: list[socket]) -> None:
+    """What `dev` runs, in a process of its own, until the code changes."""
+    with _told_in_a_line(then="\nWaiting for the next change."):
+        app = create_app()
+        # A new migration is for a person to read, and perhaps to fill in, before it is applied.
+        asyncio.run(_until_migrated())
+        uvicorn.Server(uvicorn.Config(app, host=host, port=port, **_SERVER)).run(sockets)
 
 
 async def _check_database() -> None:
@@ -140,12 +169,27 @@ async def _check_database() -> None:
         await database.close()
 
 
+async def _until_migrated() -> None:
+    told = ""
+    while True:
+        try:
+            return await _check_database()
+        except StartError as error:
+            if told != str(error):
+                told = str(error)
+                typer.echo(f"Not started yet: {told}", err=True)
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
 async def _work(runtime: Runtime) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, runtime.relay.stop)
     async with opened(runtime, relay=False):
+        slices = ", ".join(one.name for one in runtime.slices)
+        log.info("worker started", slices=slices, database=str(runtime.database))
         await runtime.relay.run()
+    log.info("worker stopped")
 
 
 def _migrate(arguments: list[str]) -> None:

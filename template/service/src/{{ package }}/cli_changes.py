@@ -3,7 +3,7 @@
 import getpass
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from .cli_output import (
     print_json,
     tell_changed,
     tell_counts,
+    tell_not_moved,
     text,
 )
 
@@ -62,7 +63,7 @@ def retry(
 ) -> None:
     """Run dead letters again, and what waits for its next attempt now; --edit: one, corrected."""
     if edit is None:
-        _change("retry", Operations.retry, _where(ids, where), yes, as_json, who=who, reason=reason)
+        _change("retry", Operations.retry, ids, where, yes, as_json, who=who, reason=reason)
         return
     if ids is None or len(ids) != 1 or where:
         raise OperationError("--edit is for one delivery, by its id.")
@@ -83,7 +84,7 @@ def drop(
     as_json: AsJson = False,
 ) -> None:
     """Give deliveries up: they will not run any more."""
-    _change("drop", Operations.drop, _where(ids, where), yes, as_json, who=who, reason=reason)
+    _change("drop", Operations.drop, ids, where, yes, as_json, who=who, reason=reason)
 
 
 @changes.command()
@@ -95,11 +96,13 @@ def replay(
     who: Who = "",
     as_json: AsJson = False,
 ) -> None:
-    """Run a listener again over past events; what it does is done again."""
+    """Run a listener again over past events; what it did for them it does again."""
     planned = run_operations(lambda operations: operations.plan_replay(listener, where))
     total = len(planned.positions)
     tell_counts([{"event": name, "count": n} for name, n in planned.counts.items()], as_json)
     if total:
+        again = "What it did for them it does again, unless it finds that it is done already."
+        typer.echo(again, err=as_json)
         ask(f"Run {listener} again over {counted(total, 'event')}?", yes)
     with typer.progressbar(length=total, label="Replay", file=sys.stderr) as bar:
         made = run_operations(
@@ -156,16 +159,19 @@ def retire(
 ) -> None:
     """Make no more deliveries for a listener that is gone from the code."""
     left = run_operations(lambda operations: operations.select_left("drop", listener))
+    total = counted(len(left.ids), "delivery")
     tell_counts(left.counts, as_json)
-    also = f" and drop {counted(len(left.ids), 'delivery')}" if drop else ""
-    ask(f"Retire {listener}{also}?", yes)
-    run_operations(lambda operations: operations.retire(listener, who=who, reason=reason))
-    dropped = (
-        run_operations(lambda operations: operations.drop(left, who=who, reason=reason))
-        if drop
-        else 0
+    ask(f"Retire {listener}{f' and drop {total}' if drop else ''}?", yes)
+    dropped = run_operations(
+        lambda operations: operations.retire(listener, drop=drop, who=who, reason=reason)
     )
-    print_json({"retired": listener, "dropped": dropped}) if as_json else typer.echo("Retired.")
+    if as_json:
+        print_json({"retired": listener, "dropped": dropped})
+    elif drop:
+        typer.echo(f"Retired; dropped: {dropped}.")
+    else:
+        stay = f" What it has left stays: {total}. With --drop, it is dropped." if left.ids else ""
+        typer.echo(f"Retired.{stay}")
 
 
 @changes.command()
@@ -184,19 +190,48 @@ def move(
         ask(f"Move {counted(len(left.ids), 'delivery')} to {to}?", yes)
     moved = run_operations(lambda operations: operations.move(left, to, who=who, reason=reason))
     tell_changed("move", moved, len(left.ids), as_json)
+    if moved < len(left.ids) and not as_json:
+        states = run_operations(lambda operations: operations.not_moved(left, to))
+        tell_not_moved(states, to)
 
 
 def _change(
-    action: str, change: Change, where: str, yes: bool, as_json: bool, **who_and_why: str
+    action: str,
+    change: Change,
+    ids: Sequence[int] | None,
+    where: str,
+    yes: bool,
+    as_json: bool,
+    **who_and_why: str,
 ) -> None:
     """Count, show, ask, and then change just what was counted."""
-    chosen: Selection = run_operations(lambda operations: operations.select(action, where))
+    found = _where(ids, where)
+    chosen: Selection = run_operations(lambda operations: operations.select(action, found))
     total = len(chosen.ids)
     tell_counts(chosen.counts, as_json)
+    _tell_unfit(action, set(ids or ()) - set(chosen.ids))
     if total:
         ask(f"{action.capitalize()} {counted(total, 'delivery')}?", yes)
     changed = run_operations(lambda operations: change(operations, chosen, **who_and_why))
     tell_changed(action, changed, total, as_json)
+
+
+def _tell_unfit(action: str, ids: Collection[int]) -> None:
+    """Why deliveries that were named are not changed."""
+    if not ids:
+        return
+    where = f"delivery={','.join(map(str, sorted(ids)))}"
+    rows = run_operations(lambda operations: operations.deliveries(where, limit=len(ids)))
+    for row in rows:
+        told = f"Delivery {row['id']} is {row['state']}"
+        if action == "retry" and row["state"] in ("done", "dropped"):
+            again = f"events replay {row['listener']} --where id={row['event_id']}"
+            told += f": `{again}` runs it again, by a new delivery"
+        elif action == "retry" and row["state"] == "pending":
+            told += " and due: the next worker that is free runs it"
+        typer.echo(f"{told}.", err=True)
+    for missing in sorted(set(ids) - {row["id"] for row in rows}):
+        typer.echo(f"No delivery {missing} is stored here.", err=True)
 
 
 def _where(ids: Sequence[int] | None, where: str) -> str:
@@ -218,5 +253,6 @@ def _payload(file: Path) -> Row:
 
 
 def _show_lag(listener: str, as_json: bool) -> None:
-    rows = [one for one in run_operations(Operations.lag) if one["listener"] == listener]
-    tell_counts([{"listener": listener, "count": one["pending"]} for one in rows], as_json)
+    for one in run_operations(Operations.lag):
+        if one["listener"] == listener:
+            typer.echo(f"{listener}: {counted(one['pending'], 'pending delivery')}", err=as_json)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import textwrap
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Annotated, TypeVar
 from uuid import UUID
 
 import typer
-from sqlalchemy.exc import SQLAlchemyError
 
-from .app import PACKAGE, StartError
-from .bus.engines import Database
+from .app import PACKAGE, StartError, check_database
+from .bus.engines import UNREACHABLE, Database
 from .bus.errors import OperationError
 from .bus.operating.operations import Operations
 from .bus.operating.standing import Row
 from .bus.runtime import build
 from .cli_output import (
     print_json,
+    span,
     tell,
+    tell_block,
     tell_one,
     text,
     warn_unattended,
@@ -35,6 +37,7 @@ Listener = Annotated[str, typer.Argument(help="A listener, such as orders.start_
 Where = Annotated[
     str, typer.Option(help="Which: 'state=dead listener=a.b error~Timeout since=1h'.")
 ]
+WhereScheduled = Annotated[str, typer.Option(help="Which: event, key, correlation or id.")]
 Limit = Annotated[int, typer.Option(min=1, help="No more than so many.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
@@ -43,8 +46,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 def list_(where: Where = "", limit: Limit = 50, as_json: AsJson = False) -> None:
     """Deliveries, the newest first."""
     rows = run_operations(lambda operations: operations.deliveries(where, limit=limit))
-    columns = ("id", "state", "listener", "event", "key", "attempts", "error_type", "recorded_at")
+    columns = ("id", "state", "listener", "event", "key", "failures", "error_type", "recorded_at")
     tell(rows, columns, as_json)
+
+
+@events.command()
+def scheduled(where: WhereScheduled = "", limit: Limit = 50, as_json: AsJson = False) -> None:
+    """Events that are not due yet, the next one first."""
+    rows = run_operations(lambda operations: operations.scheduled(where, limit=limit))
+    tell(rows, ("due", "name", "key", "id", "correlation_id"), as_json)
 
 
 @events.command()
@@ -56,39 +66,37 @@ def show(
     found = run_operations(lambda operations: operations.show(_id(which)))
     if as_json:
         return print_json(found)
-    tell_one(found["event"])
     for delivery in found["deliveries"]:
-        attempts = delivery.pop("attempts_made")
-        typer.echo()
-        tell_one(delivery)
-        for attempt in attempts:
-            typer.echo(f"\nattempt {attempt['number']}, {text(attempt['failed_at'])}")
-            typer.echo(attempt["error_message"].rstrip())
-    return None
+        _show_delivery(delivery)
+    event = found["event"]
+    return tell_block(f"event {event['name']}", {one: event[one] for one in event if one != "name"})
 
 
 @events.command()
 def dead(as_json: AsJson = False) -> None:
-    """Dead letters by listener, error and place."""
-    columns = ("count", "listener", "error_type", "error_frame", "oldest", "newest")
-    tell(run_operations(Operations.dead_letters), columns, as_json)
+    """Dead letters by listener, error and place; the oldest and the newest delivery of each."""
+    rows = run_operations(Operations.dead_letters)
+    columns = ("count", "listener", "error_type", "error_frame")
+    ends = ("oldest_id", "oldest", "newest_id", "newest")
+    tell(rows, (*columns, *ends), as_json)
 
 
 @events.command()
 def lag(as_json: AsJson = False) -> None:
-    """What waits for each listener, and since when."""
-    columns = ("listener", "pending", "waiting", "working", "dead", "oldest_seconds")
-    states = ("paused_until", "paused_reason", "retired_at", "attended")
+    """What waits for each listener, for how long, and why if it is paused or nothing runs it.
+
+    In JSON, attended says whether a process that was seen within 30 seconds runs the listener.
+    """
     rows = run_operations(Operations.lag)
-    tell(rows, (*columns, *states), as_json)
-    warn_unattended(
-        [one["listener"] for one in rows if not one["attended"] and not one["retired_at"]]
-    )
+    if as_json:
+        return print_json(rows)
+    told = [{**one, "oldest": span(one["oldest_seconds"]), "note": _note(one)} for one in rows]
+    return tell(told, ("listener", "pending", "waiting", "working", "dead", "oldest", "note"))
 
 
 @events.command()
 def workers(as_json: AsJson = False) -> None:
-    """Processes that deliver, or did."""
+    """Processes that deliver, or did; and the slices whose listeners they run."""
     rows, unattended = run_operations(_workers)
     tell(rows, ("alive", "host", "pid", "version", "slices", "seen_at"), as_json)
     warn_unattended(unattended)
@@ -96,7 +104,7 @@ def workers(as_json: AsJson = False) -> None:
 
 @events.command()
 def health(as_json: AsJson = False) -> None:
-    """How much is pending and since when, and how much is dead."""
+    """How much is pending and since when, and how much is scheduled, and dead."""
     found = run_operations(Operations.health)
     print_json(found) if as_json else tell_one(found)
 
@@ -105,14 +113,18 @@ def health(as_json: AsJson = False) -> None:
 def audit(limit: Limit = 50, as_json: AsJson = False) -> None:
     """What was changed by hand, the newest first."""
     rows = run_operations(lambda operations: operations.changes(limit=limit))
-    tell(rows, ("at", "who", "action", "filter", "count", "reason"), as_json)
+    if as_json:
+        return print_json(rows)
+    told = [{**one, "listener": _listener_of(one["details"])} for one in rows]
+    return tell(told, ("at", "who", "action", "listener", "filter", "count", "reason"))
 
 
 @events.command()
 def check(as_json: AsJson = False) -> None:
     """Whether this code can deliver all that the database holds; exits with 1 if not."""
     found = [asdict(one) for one in run_operations(Operations.check)]
-    tell(found, ("count", "problem", "listener", "event", "example"), as_json)
+    columns = ("count", "problem", "listener", "event", "example")
+    tell(found, columns, as_json, none="All can be delivered.")
     if found:
         raise typer.Exit(1)
 
@@ -134,12 +146,49 @@ def run_operations(do: Callable[[Operations], Awaitable[T]]) -> T:
         database = Database(Settings().database_url)
         try:
             return await do(Operations(database, build(PACKAGE, database=database).catalog))
-        except (OSError, SQLAlchemyError) as error:
-            raise StartError(f"The database {database.url!r} does not answer: {error}") from error
+        except UNREACHABLE as error:
+            # Most likely it is away, or behind the code.
+            await check_database(database)
+            raise StartError(f"The database {database} does not answer: {error}") from error
         finally:
             await database.close()
 
     return asyncio.run(run())
+
+
+def _show_delivery(delivery: Row) -> None:
+    """What matters first; the traceback of the last failure only."""
+    failed = delivery["failed_attempts"]
+    names = ("state", "listener", "failures", "losses", "error_type", "error_frame")
+    times = ("due", "finished_at", "lane", "run")
+    shown = {one: delivery[one] for one in (*names, *times)}
+    tell_block(f"delivery {delivery['id']}", shown)
+    if not failed:
+        return
+    typer.echo("failures")
+    columns = ("failed_at", "attempt", "error_type", "error_frame")
+    tell([{**one, "attempt": one["number"]} for one in failed], columns, indent="  ")
+    numbers = [one["number"] for one in failed]
+    if numbers != sorted(set(numbers)):
+        typer.echo(
+            "  (A retry by hand begins to count anew; what pauses the listener costs no attempt.)"
+        )
+    typer.echo("\nthe last one, in full (--json has all)")
+    typer.echo(textwrap.indent(failed[-1]["error_message"].rstrip(), "  ") + "\n")
+
+
+def _note(lag: Row) -> str:
+    """Why deliveries of a listener may not be running."""
+    if lag["retired_at"]:
+        return f"retired {text(lag['retired_at'])}"
+    paused = f"paused until {text(lag['paused_until'])}: {lag['paused_reason']}"
+    found = [paused] if lag["paused_until"] else []
+    return "; ".join([*found, *([] if lag["attended"] else ["no process runs it"])])
+
+
+def _listener_of(details: Row) -> str:
+    to = details.get("to")
+    return f"to {to}" if to else details.get("listener", "")
 
 
 async def _workers(operations: Operations) -> tuple[Sequence[Row], Sequence[str]]:

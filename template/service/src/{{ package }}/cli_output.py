@@ -2,10 +2,11 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import typer
 
+from .bus.operating.changes import FITTING
 from .bus.operating.standing import Row
 
 
@@ -15,16 +16,23 @@ def ask(question: str, yes: bool) -> None:
         typer.confirm(question, abort=True, err=True)
 
 
-def tell(rows: Iterable[Row], columns: Sequence[str], as_json: bool) -> None:
-    """A table, or JSON."""
+def tell(
+    rows: Iterable[Row],
+    columns: Sequence[str],
+    as_json: bool = False,
+    *,
+    none: str = "None.",
+    indent: str = "",
+) -> None:
+    """A table, or JSON; none is what is said for no rows."""
     rows = list(rows)
     if as_json:
         return print_json(rows)
     lines = [columns, *([text(row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines if rows else ():
-        typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
-    return None if rows else typer.echo("None.")
+        typer.echo((indent + "  ".join(map(str.ljust, line, widths))).rstrip())
+    return None if rows else typer.echo(none)
 
 
 def tell_one(row: Row) -> None:
@@ -32,6 +40,16 @@ def tell_one(row: Row) -> None:
     width = max(map(len, row))
     for name, value in row.items():
         typer.echo(f"{name:{width}}  {text(value)}".rstrip())
+
+
+def tell_block(title: str, row: Row) -> None:
+    """A title, and below it the values that there are."""
+    told = {name: value for name, value in row.items() if value not in (None, "")}
+    width = max(map(len, told))
+    typer.echo(title)
+    for name, value in told.items():
+        typer.echo(f"  {name:{width}}  {text(value)}")
+    typer.echo()
 
 
 def tell_counts(counts: Iterable[Row], as_json: bool) -> None:
@@ -45,9 +63,18 @@ def tell_changed(action: str, changed: int, total: int, as_json: bool) -> None:
     if as_json:
         return print_json({"action": action, "chosen": total, "changed": changed})
     typer.echo(f"{action}: {changed} of {total}.")
-    if changed < total:
-        typer.echo("The others are worked, or were changed, by now; or are there already.")
+    if changed < total and action != "move":
+        typer.echo("The others are worked, or were changed, by now.")
     return None
+
+
+def tell_not_moved(states: Mapping[str, int], to: str) -> None:
+    """Why some stayed where they were."""
+    for state, count in states.items():
+        why = "being worked" if state == "working" else f"{state} by now"
+        if state in FITTING["move"]:
+            why = f"left, as {to} has the event already"
+        typer.echo(f"{counted(count, 'delivery')}: {why}.")
 
 
 def warn_unattended(unattended: Iterable[str]) -> None:
@@ -72,10 +99,26 @@ def text(value: object) -> str:
     match value:
         case None:
             return ""
+        case bool():
+            return "yes" if value else "no"
         case dt.datetime():
             return value.isoformat(timespec="seconds")
         case float():
             return f"{value:.0f}"
+        case list() if all(isinstance(one, str) for one in value):
+            return ", ".join(map(str, value))
         case list() | dict():
             return json.dumps(value, default=str)
     return str(value)
+
+
+def span(seconds: float | None) -> str:
+    """A time span as people read it, such as 2d3h, 1h5m or 12s; '' for none."""
+    if seconds is None:
+        return ""
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (left, "s")]
+    first = next((n for n, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return "".join(f"{count}{unit}" for count, unit in parts[first : first + 2])

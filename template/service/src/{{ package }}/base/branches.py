@@ -29,7 +29,7 @@ def birth_name(revision: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Comparison:
     """How a database compares with the code.
 
     behind: heads of the code that the database lacks. newer: heads of the database that belong to
@@ -138,13 +138,13 @@ class Branches:
             head for head in stored if head not in self.files and birth_name(head) in self.folders
         )
 
-    async def compare(self, database: Database) -> Standing:
+    async def compare(self, database: Database) -> Comparison:
         """How the database compares with the code."""
         async with database.reader.connect() as connection:
             stored = await connection.run_sync(_stored_heads)
         newer = self.newer(stored)
         ahead = set(map(birth_name, newer))
-        return Standing(
+        return Comparison(
             [one for one in self.heads if one not in stored and birth_name(one) not in ahead],
             newer,
         )

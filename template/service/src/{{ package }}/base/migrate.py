@@ -42,6 +42,7 @@ def run(
     if not hasattr(options, "cmd"):
         line.parser.error("which command? --help lists them")
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    logging.getLogger("alembic.runtime.migration").addFilter(_tells_something)
     show_traceback, options.raiseerr = options.raiseerr, True
     try:
         branches = Branches(package)
@@ -109,7 +110,17 @@ def _config(branches: Branches, url: str, options: Namespace | None = None) -> C
     return config
 
 
+def _tells_something(line: logging.LogRecord) -> bool:
+    """Not what Alembic says of the kind of database at each command."""
+    return not str(line.msg).startswith(("Context impl", "Will assume", "Generating static SQL"))
+
+
 def _fill_in(options: Namespace, branches: Branches) -> None:
+    revision = getattr(options, "revision", None)
+    if isinstance(revision, str) and "@" in revision:
+        # Of another name Alembic would say only that there is no such branch.
+        name, _, which = revision.partition("@")
+        options.revision = f"{branches.named(name)}@{which}"
     if options.cmd[0] is command.revision:
         _fill_in_revision(options, branches)
     elif options.cmd[0] is command.merge:

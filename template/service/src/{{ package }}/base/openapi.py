@@ -1,8 +1,9 @@
 """What the API's document says that FastAPI would not, and holding requests to it."""
 
+from http.client import UNSUPPORTED_MEDIA_TYPE
 from typing import Any
 
-from fastapi import FastAPI, Request, params
+from fastapi import FastAPI, HTTPException, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
@@ -45,13 +46,17 @@ async def json_as_documented(request: Request) -> None:
 
     FastAPI has the body as Python objects, of which pydantic takes "1" for an integer and 1 for a
     date, because a text is all that paths and queries can have; so the JSON itself is looked at.
-    Raises RequestValidationError.
+    Raises RequestValidationError, and HTTPException for what does not say that it is JSON.
     """
     route = request.scope.get("route")
     field = route.body_field if isinstance(route, APIRoute) else None
     body = await request.body() if field and not isinstance(field.field_info, params.Form) else b""
     if field is None or not body:
         return
+    if not _is_json(request.headers.get("content-type", "")):
+        raise HTTPException(
+            UNSUPPORTED_MEDIA_TYPE, "Expected JSON, and the header Content-Type: application/json."
+        )
     try:
         _adapter(route).validate_json(body, strict=True)
     except ValidationError as error:
@@ -59,6 +64,11 @@ async def json_as_documented(request: Request) -> None:
         if any(map(_counts, found)):
             errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
             raise RequestValidationError(errors) from error
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind.startswith("application/") and kind.endswith(("/json", "+json"))
 
 
 def _counts(error: ErrorDetails) -> bool:

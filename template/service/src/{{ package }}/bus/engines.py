@@ -46,7 +46,7 @@ class Database:
         # On SQLite one delivery at a time queues for the only writer: requests need not wait for
         # more than one.
         self.turn = asyncio.Lock()
-        self.url = _async_url(url)
+        self.url, self._given = _async_url(url), url
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
             # One writer per process: more only wait for each other inside SQLite, and longer.
@@ -59,11 +59,15 @@ class Database:
             event.listen(self.writer.sync_engine, "checkout", _drop_if_closed)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
 
+    def __str__(self) -> str:
+        """The URL as it was given, but for the password."""
+        return make_url(self._given).render_as_string()
+
     def unreachable(self, error: BaseException) -> str:
         """What to tell of an error in UNREACHABLE, in one line and without the password."""
         cause = getattr(error, "orig", None) or error
         text = " ".join(str(cause).split()) or type(cause).__name__
-        return f"The database {self.url!r} cannot be reached: {text}"
+        return f"The database {self} cannot be reached: {text}"
 
     async def close(self) -> None:
         """Close all connections; the engines open new ones if they are used again."""

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,6 +33,13 @@ class EventType:
         return (self.name, *(f"{self.slice}.{old}" for old in self.cls.event_aliases))
 
 
+class Written(NamedTuple):
+    """What a unit of work has written: rows of events, and those of scheduled ones taken back."""
+
+    events: Sequence[Mapping[str, Any]] = ()
+    cancelled: Sequence[sa.Row[*tuple[Any, ...]]] = ()
+
+
 class Outbox:
     """Writes what units of work publish."""
 
@@ -58,25 +65,25 @@ class Outbox:
         noted: Sequence[Noted],
         context: Context,
         lanes: Collection[str] = (),
-    ) -> list[dict[str, Any]]:
-        """Insert the events and their deliveries; returns the rows of the events.
+    ) -> Written:
+        """Insert the events and their deliveries, take back those that are cancelled.
 
         To be called last before the commit, and nothing of a unit may be flushed after it: the rows
         of the aggregates are locked by then, so that events of one aggregate are numbered in the
         order in which they commit. context is for events that were noted with none; lanes are keys
         of ordered deliveries that this transaction completes.
         """
-        rows: list[dict[str, Any]] = []
+        rows, cancelled = list[dict[str, Any]](), list[sa.Row[*tuple[Any, ...]]]()
         for one in noted:
             if isinstance(one.event, Cancellation):
                 rows = [row for row in rows if not self._is_cancelled(row, one.event)]
-                await self._cancel(connection, one.event)
+                cancelled += await self._cancel(connection, one.event)
             else:
                 rows.append(self._row(one.event, one.context or context, one.due))
         await self._insert(connection, [row for row in rows if row["due"] is None], lanes)
         if later := [row for row in rows if row["due"] is not None]:
             await connection.execute(sa.insert(tables.scheduled), later)
-        return rows
+        return Written(rows, cancelled)
 
     async def move_due(
         self, connection: AsyncConnection, limit: int = 100
@@ -156,13 +163,16 @@ class Outbox:
         wanted = (self.name_of(what.cls), what.key)
         return row["due"] is not None and (row["name"], row["key"]) == wanted
 
-    async def _cancel(self, connection: AsyncConnection, what: Cancellation) -> None:
+    async def _cancel(
+        self, connection: AsyncConnection, what: Cancellation
+    ) -> Sequence[sa.Row[*tuple[Any, ...]]]:
         scheduled = tables.scheduled
-        await connection.execute(
-            sa.delete(scheduled).where(
-                scheduled.c.name.in_(self._types[what.cls].names), scheduled.c.key == what.key
-            )
+        gone = (
+            sa.delete(scheduled)
+            .where(scheduled.c.name.in_(self._types[what.cls].names), scheduled.c.key == what.key)
+            .returning(scheduled.c.name, scheduled.c.id, scheduled.c.due)
         )
+        return (await connection.execute(gone)).all()
 
 
 def key_of(event: Event) -> str:

@@ -289,6 +289,7 @@ class Relay:
 
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
         """Run the listener: for all in one transaction if it allows that, else for one by one."""
+        structlog.contextvars.bind_contextvars(listener=listener.name)  # Of this task.
         for _ in range(1 + _MOST_BATCH_RERUNS):
             if len(claimed) == 1:
                 break
@@ -300,22 +301,18 @@ class Relay:
                 _reraise_if_stopped()
                 if culprit is None:
                     break
-                await self._failed(listener, culprit, error)
+                with listener.logging(culprit):
+                    await self._failed(listener, culprit, error)
                 claimed = [one for one in claimed if one is not culprit]
             else:
-                log.info("events delivered", listener=listener.name, count=len(claimed))
+                log.info("events delivered", count=len(claimed))
                 await self._succeeded(listener, claimed)
                 return
         for one in claimed:
             await self._deliver_alone(listener, one)
 
     async def _deliver_alone(self, listener: Listener, delivery: Delivery) -> None:
-        with structlog.contextvars.bound_contextvars(
-            correlation_id=delivery.correlation_id,
-            listener=listener.name,
-            event_name=delivery.name,
-            event_id=str(delivery.event_id),
-        ):
+        with listener.logging(delivery):
             try:
                 await self.work(self._resources, listener, self._readers, [delivery]).run()
             except LeaseLostError:

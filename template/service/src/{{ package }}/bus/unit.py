@@ -20,7 +20,7 @@ from .context import Context
 from .engines import LEFT_READONLY, Database
 from .errors import BusError, UnitDoomedError
 from .messages import Event
-from .outbox import Outbox
+from .outbox import Outbox, Written
 from .recording import Cancellation, EventLog, take_back
 from .session import Turn, UnitSession
 
@@ -261,27 +261,26 @@ class UnitOfWork:
         self._check(0)
         self._check_doomed()
         self.is_open = False
-        stored = await self._store()
+        written = await self._store()
         if self._session is not None:
             await _to_the_end(self._session.commit_unit())
-        for row in stored:
-            log.info("event stored", event_name=row["name"], event_id=str(row["id"]))
-        if stored:
-            self._resources.on_commit(stored)
+        _tell(written)
+        if written.events:
+            self._resources.on_commit(written.events)
 
-    async def _store(self) -> list[dict[str, Any]]:
+    async def _store(self) -> Written:
         """Write the events, and complete the deliveries that this unit is for."""
-        completion, stored = self._completion, []
+        completion, written = self._completion, Written()
         if not self.has_database or not (self.log or completion):
-            return []
+            return written
         connection = await self.session.connection()
         lanes = completion.lanes if completion else ()
         if self.log or lanes:
             store = self._resources.outbox.store
-            stored = await store(connection, self.log, self.context, lanes)
+            written = await store(connection, self.log, self.context, lanes)
         if completion:
             await completion(connection)
-        return stored
+        return written
 
     async def _settle(self) -> None:
         """Flush and run inline listeners, which may change and publish more, until all is quiet."""
@@ -358,6 +357,17 @@ class UnitOfWork:
         seconds = perf_counter() - began
         if seconds > _SLOW_WRITE_SECONDS:
             log.warning("other writers had to wait", held_seconds=round(seconds, 3), by=self._where)
+
+
+def _tell(written: Written) -> None:
+    for row in written.events:
+        told = {"event_name": row["name"], "event_id": str(row["id"])}
+        if row["due"] is not None:
+            told["due"] = row["due"].isoformat()
+        log.info("event stored", correlation_id=row["correlation_id"], **told)
+    for gone in written.cancelled:
+        told = {"event_name": gone.name, "event_id": str(gone.id), "due": gone.due.isoformat()}
+        log.info("scheduled event cancelled", **told)
 
 
 # PostgreSQL ends this with the savepoint; SQLite has to be told.

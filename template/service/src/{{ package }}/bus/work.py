@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+
+from structlog.contextvars import bound_contextvars
 
 from .bus import Bus, Route
 from .claims import Completed, Delivery
@@ -21,6 +24,15 @@ class Listener:
     call: Route
     mark: Listens
     takes_list: bool = False
+
+    def logging(self, delivery: Delivery) -> AbstractContextManager[None]:
+        """Whatever is logged inside says that it is about this delivery."""
+        return bound_contextvars(
+            listener=self.name,
+            correlation_id=delivery.correlation_id,
+            event_name=delivery.name,
+            event_id=str(delivery.event_id),
+        )
 
 
 class Work:
@@ -82,8 +94,9 @@ class Work:
             return
         for one in claimed:
             self.current = one
-            event = self._event(one)
-            await bus.within(self._context(one), self._listener.call, event)
+            with self._listener.logging(one):
+                event = self._event(one)
+                await bus.within(self._context(one), self._listener.call, event)
         self.current = None
 
     def _event(self, delivery: Delivery) -> Event:

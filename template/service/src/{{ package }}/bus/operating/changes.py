@@ -1,7 +1,7 @@
 """Changes of many deliveries by hand: some hundred at a time, never what is being worked."""
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,30 @@ async def change_all(
     """Change what was chosen, with one audit row; returns how many were changed."""
     details |= {"chosen": len(chosen.ids), "deliveries": chosen.ids[:_AUDITED_IDS]}
     audit = Audit(chosen.action, chosen.filter, who=who, reason=reason, details=details)
-    for at in range(0, len(chosen.ids), _CHUNK):
+    for ids in batched(chosen.ids):
         async with database.writer.begin() as connection:
-            changed = await change(connection, chosen.ids[at : at + _CHUNK])
+            changed = await change(connection, ids)
             await audit.add(connection, changed, now())
     return audit.count
+
+
+async def drop_all_of(connection: AsyncConnection, subscription: int, now: dt.datetime) -> int:
+    """Give up what a retired listener has left: nothing of it will run, so that no lane matters."""
+    delivery = tables.delivery
+    free = (
+        sa.select(delivery.c.id)
+        .where(delivery.c.subscription_id == subscription, tables.is_in(*FITTING["drop"]))
+        .with_for_update(skip_locked=True)
+    )
+    dropping = sa.update(delivery).where(delivery.c.id.in_(free))
+    dropped = await connection.execute(dropping.values(state="dropped", finished_at=now))
+    return dropped.rowcount
+
+
+def batched(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The ids in parts that are not too many for one statement."""
+    for at in range(0, len(ids), _CHUNK):
+        yield ids[at : at + _CHUNK]
 
 
 def retrying(now: dt.datetime) -> Change:

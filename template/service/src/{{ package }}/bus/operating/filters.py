@@ -15,14 +15,14 @@ from ..errors import OperationError
 
 # What a replay can choose by: it makes deliveries, so that there is nothing else to look at.
 OF_EVENTS = ("event", "key", "correlation", "id", "since", "until")
+# What is scheduled is not recorded yet.
+OF_SCHEDULED = ("event", "key", "correlation", "id")
 
 _TERM = re.compile(r'(?P<field>[^\s=~"]*)(?P<operator>[=~]?)(?P<value>"(?:[^"\\]|\\.)*"|\S*)')
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_EVENT_TEXTS = {"event": "name", "key": "key", "correlation": "correlation_id"}
 _TEXTS: dict[str, tuple[sa.Column[Any], ...]] = {
-    "event": (tables.event.c.name,),
-    "key": (tables.event.c.key,),
-    "correlation": (tables.event.c.correlation_id,),
     "error": (tables.delivery.c.error_type, tables.delivery.c.error_message),
     "frame": (tables.delivery.c.error_frame,),
 }
@@ -47,13 +47,15 @@ class Filter:
     text: str
     terms: tuple[Term, ...]
 
-    def conditions(self, listeners: Mapping[str, int]) -> list[Condition]:
-        """The filter as SQL about bus_delivery, joined to bus_event.
+    def conditions(
+        self, listeners: Mapping[str, int], event: sa.FromClause = tables.event
+    ) -> list[Condition]:
+        """The filter as SQL about bus_delivery, joined to bus_event, or to another table of events.
 
         listeners gives the subscription's id by each name of a listener, old ones too. Raises
         OperationError if one is named that is not there.
         """
-        return [self._condition(term, listeners) for term in self.terms]
+        return [self._condition(term, listeners, event) for term in self.terms]
 
     def only(self, fields: Collection[str]) -> "Filter":
         """The same filter. Raises OperationError if it has another field than these."""
@@ -67,8 +69,10 @@ class Filter:
         """The last value given for a field; None if there is none."""
         return next((one.values[-1] for one in reversed(self.terms) if one.field == field), None)
 
-    def _condition(self, term: Term, listeners: Mapping[str, int]) -> Condition:
-        delivery, event = tables.delivery, tables.event
+    def _condition(
+        self, term: Term, listeners: Mapping[str, int], event: sa.FromClause
+    ) -> Condition:
+        delivery = tables.delivery
         match term.field:
             case "state":
                 return tables.is_in(*term.values)
@@ -79,14 +83,14 @@ class Filter:
             case "run":
                 return delivery.c.run.in_(term.values)
             case "id":
-                return event.c.id.in_(term.values)
+                return sa.and_(event.c.id.in_(term.values))
             case "since":
                 return sa.and_(event.c.recorded_at >= term.values[0])
             case "until":
                 return sa.and_(event.c.recorded_at < term.values[0])
-        columns = _TEXTS[term.field]
+        columns = _TEXTS.get(term.field) or (event.c[_EVENT_TEXTS[term.field]],)
         if term.operator == "=":
-            return columns[0].in_(term.values)
+            return sa.and_(columns[0].in_(term.values))
         [part] = term.values
         return sa.or_(*(sa.func.lower(c).contains(part.lower(), autoescape=True) for c in columns))
 
@@ -225,4 +229,4 @@ _FIELDS: dict[str, Callable[[str, dt.datetime], Any]] = {
     "since": _time,
     "until": _time,
 }
-_WITH_PARTS = ("listener", *_TEXTS)
+_WITH_PARTS = ("listener", *_EVENT_TEXTS, *_TEXTS)

@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..errors import OperationError
-from .filters import Filter, parse
-from .standing import Row, Standing, rows_of
+from .filters import OF_SCHEDULED, Filter, parse
+from .standing import Row, Standing, recorded, rows_of
 
 _CHUNK = 500
 
@@ -23,6 +23,20 @@ class Inspection(Standing):
         async with self._database.reader.connect() as connection:
             conditions = await self._conditions(connection, where)
             query = _deliveries(*conditions).order_by(tables.delivery.c.id.desc()).limit(limit)
+            return rows_of(await connection.execute(query))
+
+    async def scheduled(self, where: str = "", *, limit: int = 50) -> list[Row]:
+        """Events that are not due yet, the next one first. Raises OperationError."""
+        scheduled = tables.scheduled
+        columns = ("due", "name", "key", "id", "correlation_id", "causation_id")
+        conditions = parse(where, self._now()).only(OF_SCHEDULED).conditions({}, scheduled)
+        query = (
+            sa.select(*(scheduled.c[name] for name in columns))
+            .where(*conditions)
+            .order_by(scheduled.c.due, scheduled.c.position)
+            .limit(limit)
+        )
+        async with self._database.reader.connect() as connection:
             return rows_of(await connection.execute(query))
 
     async def show(self, which: int | UUID) -> Row:
@@ -52,7 +66,8 @@ class Inspection(Standing):
             )
             attempts = rows_of(await connection.execute(failed.order_by(attempt.c.id)))
         for one in deliveries:
-            one["attempts_made"] = [row for row in attempts if row["delivery_id"] == one["id"]]
+            one["failures"] = one.pop("attempts")
+            one["failed_attempts"] = [row for row in attempts if row["delivery_id"] == one["id"]]
         return {"event": events[0], "deliveries": deliveries}
 
     async def export(self, where: str = "") -> AsyncIterator[Row]:
@@ -72,15 +87,18 @@ class Inspection(Standing):
             last = rows[-1]["id"]
 
     async def dead_letters(self) -> list[Row]:
-        """Dead letters by listener, type of the error and the first own frame, most first."""
+        """Dead letters by listener, type of the error and the first own frame, most first.
+
+        Of the oldest and the newest of each: the delivery, and when its event was recorded.
+        """
         delivery = tables.delivery
         kinds = (_LISTENER, delivery.c.error_type, delivery.c.error_frame)
         query = (
             sa.select(
                 *kinds,
                 sa.func.count().label("count"),
-                sa.func.min(delivery.c.id).label("oldest"),
-                sa.func.max(delivery.c.id).label("newest"),
+                sa.func.min(delivery.c.id).label("oldest_id"),
+                sa.func.max(delivery.c.id).label("newest_id"),
             )
             .join(*_TO_SUBSCRIPTION)
             .where(tables.is_in("dead"))
@@ -88,7 +106,12 @@ class Inspection(Standing):
             .order_by(sa.desc("count"), *kinds)
         )
         async with self._database.reader.connect() as connection:
-            return rows_of(await connection.execute(query))
+            rows = rows_of(await connection.execute(query))
+            ids = {row[which] for row in rows for which in ("oldest_id", "newest_id")}
+            since = await recorded(connection, ids)
+        for row in rows:
+            row |= {"oldest": since[row["oldest_id"]], "newest": since[row["newest_id"]]}
+        return rows
 
     async def changes(self, *, limit: int = 50) -> list[Row]:
         """What people changed by hand: who, when, what and why, the newest first."""
@@ -134,7 +157,8 @@ def _deliveries(
         event.c.id.label("event_id"),
         event.c.key,
         delivery.c.run,
-        delivery.c.attempts,
+        # It counts those that have failed, since the last retry by hand.
+        delivery.c.attempts.label("failures"),
         delivery.c.due,
         event.c.recorded_at,
         delivery.c.finished_at,

@@ -15,13 +15,22 @@ from ..engines import Database
 from ..errors import OperationError
 from ..subscriptions import wanted_by
 from .audit import Audit
-from .changes import FITTING, Selection, change_all, dropping, moving, retrying
+from .changes import (
+    FITTING,
+    Selection,
+    batched,
+    change_all,
+    drop_all_of,
+    dropping,
+    moving,
+    retrying,
+)
 from .checks import Finding, check
 from .edits import edit
 from .filters import parse, quoted
 from .inspection import Inspection
 from .replays import Replay, plan, play
-from .standing import utc_now
+from .standing import Subscribed, utc_now
 
 _FOR_EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 
@@ -156,41 +165,72 @@ class Operations(Inspection):
         except OverflowError:
             until = _FOR_EVER
         values = {"paused_until": until, "paused_reason": reason or f"paused by {who}"}
-        await self._change_subscription("pause", listener, values, who, reason)
+        async with self._database.writer.begin() as connection:
+            await self._set(connection, "pause", listener, values, who=who, reason=reason)
         return until
 
     async def resume(self, listener: str, *, who: str, reason: str = "") -> None:
         """End a pause."""
         values = {"paused_until": None, "paused_reason": None}
-        await self._change_subscription("resume", listener, values, who, reason)
+        async with self._database.writer.begin() as connection:
+            await self._set(connection, "resume", listener, values, who=who, reason=reason)
 
-    async def retire(self, listener: str, *, who: str, reason: str = "") -> None:
+    async def retire(self, listener: str, *, drop: bool = False, who: str, reason: str = "") -> int:
         """Make no more deliveries for a listener that is gone; what it has left stays to be seen.
 
-        Raises OperationError if this code still has the listener.
+        drop: that is given up in the same transaction, but for what is being worked. Returns how
+        many were dropped. Raises OperationError if this code still has the listener.
         """
-        async with self._database.reader.connect() as connection:
+        now, where = self._now(), f"listener={quoted(listener)}"
+        async with self._database.writer.begin() as connection:
             await self._refuse_present(connection, listener)
-        values = {"retired_at": self._now()}
-        await self._change_subscription("retire", listener, values, who, reason)
+            found = await self._set(
+                connection, "retire", listener, {"retired_at": now}, who=who, reason=reason
+            )
+            if not drop:
+                return 0
+            dropped = await drop_all_of(connection, found.id, now)
+            audit = Audit("drop", where, who=who, reason=reason, details={"listener": listener})
+            await audit.add(connection, dropped, now)
+        return dropped
+
+    async def not_moved(self, chosen: Selection, to: str) -> Mapping[str, int]:
+        """How many of those that were to be moved are not with that listener, by their states."""
+        delivery, states = tables.delivery, Counter[str]()
+        async with self._database.reader.connect() as connection:
+            target = await self._subscription(connection, to)
+            for ids in batched(chosen.ids):
+                query = sa.select(delivery.c.state).where(
+                    delivery.c.id.in_(ids), delivery.c.subscription_id != target.id
+                )
+                states.update(await connection.scalars(query))
+        return states
 
     async def check(self) -> list[Finding]:
         """What of all that is unfinished, dead or scheduled this code could not deliver."""
         return await check(self._database, self._catalog)
 
-    async def _change_subscription(
-        self, action: str, listener: str, values: Mapping[str, Any], who: str, reason: str
-    ) -> None:
+    async def _set(
+        self,
+        connection: AsyncConnection,
+        action: str,
+        listener: str,
+        values: Mapping[str, Any],
+        *,
+        who: str,
+        reason: str,
+    ) -> Subscribed:
         told = {name: value and str(value) for name, value in values.items()}
+        details = {"listener": listener, **told}
         where = f"listener={quoted(listener)}"
-        audit = Audit(action, where, who=who, reason=reason, details=told)
+        audit = Audit(action, where, who=who, reason=reason, details=details)
         subscription = tables.subscription
-        async with self._database.writer.begin() as connection:
-            found = await self._subscription(connection, listener)
-            await connection.execute(
-                sa.update(subscription).where(subscription.c.id == found.id).values(values)
-            )
-            await audit.add(connection, 1, self._now())
+        found = await self._subscription(connection, listener)
+        await connection.execute(
+            sa.update(subscription).where(subscription.c.id == found.id).values(values)
+        )
+        await audit.add(connection, 1, self._now())
+        return found
 
     async def _refuse_present(self, connection: AsyncConnection, listener: str) -> None:
         found = await self._subscription(connection, listener)

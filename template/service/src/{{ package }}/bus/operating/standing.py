@@ -1,7 +1,7 @@
 """How listeners stand: what waits for them, since when, and which processes run them."""
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class Standing:
         async with self._database.reader.connect() as connection:
             subscribed = await self._subscriptions(connection)
             counts = {state: await _counts(connection, state) for state in _UNFINISHED}
-            since = await _recorded(connection, counts["pending"])
+            since = await recorded(connection, [first for _, first in counts["pending"].values()])
             live = await self._workers(connection)
         running = {name for worker in live if worker["alive"] for name in worker["listeners"]}
         rows = []
@@ -90,14 +90,19 @@ class Standing:
         return [one["listener"] for one in lag if not one["attended"] and not one["retired_at"]]
 
     async def health(self) -> Row:
-        """pending and dead: how many; oldest_pending_seconds: how long one has waited, or None."""
+        """pending, scheduled and dead: how many; oldest_pending_seconds: since when, or None."""
         async with self._database.reader.connect() as connection:
             pending = await _counts(connection, "pending")
             dead = await _counts(connection, "dead")
-            oldest = min((await _recorded(connection, pending)).values(), default=None)
+            since = await recorded(connection, [first for _, first in pending.values()])
+            oldest = min(since.values(), default=None)
+            scheduled = await connection.scalar(
+                sa.select(sa.func.count()).select_from(tables.scheduled)
+            )
         return {
             "pending": sum(count for count, _ in pending.values()),
             "oldest_pending_seconds": oldest and (self._now() - oldest).total_seconds(),
+            "scheduled": scheduled or 0,
             "dead": sum(count for count, _ in dead.values()),
         }
 
@@ -156,15 +161,15 @@ async def _counts(connection: AsyncConnection, state: str) -> Mapping[int, tuple
     return {subscription: (count, first) for subscription, count, first in found}
 
 
-async def _recorded(
-    connection: AsyncConnection, counts: Mapping[int, tuple[int, int]]
+async def recorded(
+    connection: AsyncConnection, deliveries: Collection[int]
 ) -> Mapping[int, dt.datetime]:
-    """When the events of the first deliveries were recorded, by the ids of these."""
+    """When the events of these deliveries were recorded, by the ids of the deliveries."""
     event, delivery = tables.event, tables.delivery
     query = (
         sa.select(delivery.c.id, event.c.recorded_at)
         .join(event, event.c.position == delivery.c.event_position)
-        .where(delivery.c.id.in_([first for _, first in counts.values()]))
+        .where(delivery.c.id.in_(deliveries))
     )
     return {row.id: row.recorded_at for row in await connection.execute(query)}
 
