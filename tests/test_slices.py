@@ -66,6 +66,23 @@ SLICES: dict[str, dict[str, str]] = {
         "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
         f"{'preferred_other_contact_telephone_number'}:datetime?",
     },
+    # The same of slices that see a flow through.
+    "approvals": {"style": "process"},
+    "dunnings": {"style": "process", "listens_to": "invoices.InvoiceCreated:start_dunning"},
+    "checkouts": {
+        "style": "process",
+        "listens_to": "payments.PaymentCreated:begin_checkout sheep.SheepCreated:shear"
+        " payments.PaymentRefunded:refund",
+        "fields": OPTIONAL_OF_EACH,
+    },
+    "surveys": {"style": "process", "fields": SOME_OF_EACH},
+    "moves": {"style": "process", "entity": "SKU", "fields": "type:str event:str command:int"},
+    "workflows_of_old_agreements": {
+        "style": "process",
+        "entity": "CustomerAgreementArchiveRecord",
+        "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
+        f"{'preferred_other_contact_telephone_number'}:datetime?",
+    },
 }
 
 REFUNDED = """
@@ -184,11 +201,12 @@ def context(
     return {
         "package": package,
         "slice": slice_,
-        "event_sourced": style == "event_sourced",
+        **{one: style == one for one in ("state", "event_sourced", "process")},
+        "steps": [one["reaction"] for one in listens[1:]] or ["work"],
         "entity": entity,
         "noun": names.snake(entity),
         "plural": names.pascal(slice_),
-        "columns": json.loads(grammar.columns_of(fields, listens)),
+        "columns": json.loads(grammar.columns_of(fields, [] if style == "process" else listens)),
         "listens": listens,
     }
 
@@ -212,7 +230,7 @@ def test_names_of_every_length_are_formatted(package: str, shop: Path, tmp_path:
                 f"{word(min(length, 27))}.Other{camel(min(length, 35))}:{word(length - 1)}z",
             ),
         }.items():
-            for style in ("state", "event_sourced"):
+            for style in ("state", "event_sourced", "process"):
                 target = tmp_path / "src" / package / f"{place}{length}_{style}"
                 render_slice(context(package, slice_, style, *answers), target)
     run(tmp_path, "ruff", "format", "--diff", ".")
