@@ -69,6 +69,23 @@ SLICES: dict[str, dict[str, str]] = {
         "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
         f"{'preferred_other_contact_telephone_number'}:datetime?",
     },
+    # The same of slices that see a flow through.
+    "approvals": {"style": "process"},
+    "dunnings": {"style": "process", "listens_to": "invoices.InvoiceCreated:start_dunning"},
+    "checkouts": {
+        "style": "process",
+        "listens_to": "payments.PaymentCreated:begin_checkout sheep.SheepCreated:shear"
+        " payments.PaymentRefunded:refund",
+        "fields": OPTIONAL_OF_EACH,
+    },
+    "surveys": {"style": "process", "fields": SOME_OF_EACH},
+    "moves": {"style": "process", "entity": "SKU", "fields": "type:str event:str command:int"},
+    "workflows_of_old_agreements": {
+        "style": "process",
+        "entity": "CustomerAgreementArchiveRecord",
+        "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
+        f"{'preferred_other_contact_telephone_number'}:datetime?",
+    },
 }
 
 REFUNDED = """
@@ -178,18 +195,21 @@ def camel(length: int, size: int = 7) -> str:
     return ("Abcdefg"[:size] * 40)[:length]
 
 
-def context(package: str, slice_: str, entity: str, fields: str, listens_to: str) -> dict[str, Any]:
+def context(
+    package: str, slice_: str, style: str, entity: str, fields: str, listens_to: str
+) -> dict[str, Any]:
     """What copier.yml works out for a slice."""
     grammar, names = macros("grammar"), macros("names")
     listens = json.loads(grammar.parse_listens(listens_to))
     return {
         "package": package,
         "slice": slice_,
-        "event_sourced": False,
+        **{one: style == one for one in ("state", "event_sourced", "process")},
+        "steps": [one["reaction"] for one in listens[1:]] or ["work"],
         "entity": entity,
         "noun": names.snake(entity),
         "plural": names.pascal(slice_),
-        "columns": json.loads(grammar.columns_of(fields, listens)),
+        "columns": json.loads(grammar.columns_of(fields, [] if style == "process" else listens)),
         "listens": listens,
     }
 
@@ -213,20 +233,18 @@ def test_names_of_every_length_are_formatted(package: str, shop: Path, tmp_path:
                 f"{word(min(length, 27))}.Other{camel(min(length, 35))}:{word(length - 1)}z",
             ),
         }.items():
-            target = tmp_path / "src" / package / f"{place}{length}"
-            given = context(package, slice_, *answers)
-            render_slice(given, target)
-            render_slice(given | {"event_sourced": True}, target / "events", "{% if event_sourced")
+            for style in ("state", "event_sourced", "process"):
+                target = tmp_path / "src" / package / f"{place}{length}_{style}"
+                render_slice(context(package, slice_, style, *answers), target)
     run(tmp_path, "ruff", "format", "--diff", ".")
     run(tmp_path, "ruff", "check", ".")
 
 
-def render_slice(context: dict[str, Any], target: Path, only: str = "") -> None:
-    """Render the modules of a slice whose names begin with `only`."""
+def render_slice(context: dict[str, Any], target: Path) -> None:
     environment = jinja()
     folder = ROOT / "template" / "slice"
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.jinja"))
-    for source in folder.rglob(f"{only}*.py*.jinja"):
+    for source in folder.rglob("*.py*.jinja"):
         name = environment.from_string(str(source.relative_to(folder).with_suffix("")))
         path = target / name.render(context)
         if path.suffix == ".py":
