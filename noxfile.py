@@ -50,6 +50,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kill processes for ten minutes, and write faults.md; `-- --minutes N --seed S`."""
+    install(session, "tests")
+    install_service_needs(session)
+    # By `python -m`: a script of that name would be imported again by each process.
+    options = ("--minutes=10", "--report=faults.md", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/faults/test_kills.py", *options)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format; `-- --fix` mends what can be mended."""
     install(session, "lint")

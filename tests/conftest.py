@@ -1,6 +1,7 @@
 """Copies the template, without the settings of whoever runs the tests."""
 
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="what is random is as it was with this seed")
     parser.addoption("--minutes", type=float, default=0, help="how long processes are killed")
     parser.addoption("--report", type=Path, help="a file for what was found in that time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All of pytest-xdist's workers get the seed that is shown."""
+    if config.option.seed is None:
+        config.option.seed = random.randrange(2**32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"repeat what is random with --seed {config.option.seed}"
 
 
 def git(folder: Path, *arguments: str) -> str:

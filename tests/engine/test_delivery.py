@@ -391,6 +391,27 @@ async def test_relay_survives_a_database_that_is_away(
     assert shop.seen == ["a"]
 
 
+async def test_relay_that_cannot_claim_rests_however_often_it_is_woken(
+    shop: Shop, start: Start, sqlite_url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(shop, listeners=REACTS)
+    service = await start(sqlite_url)
+    relay, tried = service.runtime.relay, []
+
+    async def refuse(*_: object) -> None:
+        tried.append(1)
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(relay._claims, "claim", refuse)
+    relays(service)
+    await until(lambda: bool(tried))
+    for _ in range(100):
+        relay.wake()
+        await asyncio.sleep(0)
+    assert len(tried) == 1
+    monkeypatch.undo()
+
+
 async def test_relay_survives_a_server_that_cuts_its_connections(
     shop: Shop, start: Start, postgresql_url: str, relays: Relays
 ) -> None:

@@ -151,6 +151,31 @@ async def test_leases_of_what_runs_are_renewed(
     assert await states(service) == [("done", 0)]
 
 
+async def test_leases_are_renewed_while_a_new_listener_is_filled(
+    shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(shop, listeners=WAITS)
+    service = await start(url, relay=options(shop, lease=0.3, poll=0.05))
+    filling, renewed = asyncio.Event(), asyncio.Event()
+
+    async def backfill(*_: Any) -> bool:
+        filling.set()
+        await asyncio.Event().wait()
+        return True
+
+    async def renew(claimed: list[int]) -> None:
+        if claimed and filling.is_set():
+            renewed.set()
+
+    monkeypatch.setattr(shop.module("bus.relay"), "backfill", backfill)
+    monkeypatch.setattr(service.runtime.relay._claims, "renew", renew)
+    await write(service, "a")
+    relays(service)
+    async with asyncio.timeout(5):
+        await renewed.wait()
+    shop.gate("1").set()
+
+
 async def test_failure_that_could_not_be_recorded_frees_the_delivery(
     shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ class Log:
         sets = {"try": log.tried, "ok": log.committed, "no": log.refused}
         for path in paths:
             for line in path.read_text().split("\n")[:-1] if path.exists() else ():
-                word, number, _ = line.split()
+                word, number = line.split()
                 sets[word].add(int(number))
         return log
 

@@ -11,13 +11,17 @@ from uuid import uuid4
 import pytest
 from conftest import Template
 
-from .service import Server, Service, generate, upgrade
+from .report import Outcome, write
+from .service import Server, Service, generate, preload, upgrade
 
 
 @pytest.fixture(scope="session")
 def code(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated service."""
-    return generate(template, tmp_path_factory.mktemp("faults"))
+    """The generated service, with a migrated SQLite database in `empty.db`."""
+    code = generate(template, tmp_path_factory.mktemp("faults"))
+    preload(code)
+    upgrade(code, f"sqlite:///{code / 'empty.db'}")
+    return code
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +67,30 @@ def on_postgresql(code: Path, crashing_server: Server, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture
-def chance(request: pytest.FixtureRequest) -> random.Random:
+def chance(pytestconfig: pytest.Config) -> random.Random:
     """What is random about a test: `--seed` repeats it, and a failure shows it."""
-    seed = request.config.getoption("--seed")
-    if seed is None:
-        seed = random.randrange(2**32)
-    print(f"seed {seed}: repeat with --seed {seed}")
-    return random.Random(seed)
+    print(f"repeat with --seed {pytestconfig.option.seed}")
+    return random.Random(pytestconfig.option.seed)
+
+
+@pytest.fixture
+def seconds(pytestconfig: pytest.Config) -> float:
+    """How long processes are killed on one database: both together have `--minutes`."""
+    minutes: float = pytestconfig.option.minutes
+    return minutes * 60 / 2
+
+
+@pytest.fixture(scope="session")
+def outcomes(pytestconfig: pytest.Config) -> Iterator[list[Outcome]]:
+    """For `--report`."""
+    found: list[Outcome] = []
+    yield found
+    if pytestconfig.option.report is not None:
+        write(pytestconfig.option.report, pytestconfig.option.seed, found)
+
+
+@pytest.fixture
+def outcome(service: Service, outcomes: list[Outcome]) -> Outcome:
+    """What becomes of a test that kills."""
+    outcomes.append(Outcome(service.url.partition(":")[0]))
+    return outcomes[-1]

@@ -3,24 +3,24 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 
+import pytest
 from conftest import Template
 from sqlalchemy import make_url
 
-from .checker import Log, dead_letters, query, violations
-from .source import PUBLISHER, SELLER, modules
+from .checker import SALE_LISTENERS, Log, dead_letters, query, violations
+from .child import begin
+from .source import modules
 
-# Leases end after so many seconds here.
-LEASE = 1
 # However busy the machine is: nothing that a test waits for takes longer, if it happens at all.
-PATIENCE = 40
+PATIENCE = 60
 
 UNFINISHED = (
     "SELECT count(*) FROM bus_delivery d WHERE d.state IN ('pending', 'working') OR"
@@ -34,50 +34,60 @@ def wait_for(what: str, condition: Callable[[], object], within: float = PATIENC
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"waited {within} s in vain for {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
+
+
+_forks = get_context("forkserver")
 
 
 class Process:
     """A process of the service. What it prints is kept."""
 
-    def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, program: str, arguments: list[str], code: Path, environment: dict[str, str]
+    ) -> None:
+        """program is a module with a `main`, such as shop.cli; the environment is all it gets."""
         self.lines: list[str] = []
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        output, printed = _forks.Pipe(duplex=False)
+        how = (program, arguments, code, environment, printed)
+        self._process = _forks.Process(target=begin, args=how, daemon=True)
+        self._process.start()
+        printed.close()
+        assert self._process.pid is not None
         self.pid = self._process.pid
-        self._reader = Thread(target=self._read, daemon=True)
+        self._reader = Thread(target=self._read, args=(output,), daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stdout:
-            self.lines.extend(stdout)
+    def _read(self, output: "Connection[bytes, bytes]") -> None:
+        with output, open(output.fileno(), closefd=False, errors="replace") as lines:
+            self.lines.extend(lines)
 
     @property
     def ended(self) -> bool:
-        return self._process.poll() is not None
+        return not self._process.is_alive()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        self._process.send_signal(number)
+        """Send a signal, if it has not ended."""
+        if not self.ended:
+            os.kill(self.pid, number)
 
     def wait(self, within: float = PATIENCE) -> int:
-        """Wait for its end; its status."""
-        status = self._process.wait(within)
+        """Wait for its end; its status, as of subprocess: negative if a signal ended it."""
+        self._process.join(within)
+        status = self._process.exitcode
+        assert status is not None, f"waited {within} s in vain for the end of {self.pid}"
         self._reader.join()
         return status
 
     def kill(self) -> None:
         """As `kill -9`, also if it is frozen or has ended."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self.signal(signal.SIGKILL)
         self.wait()
+
+    def stop(self) -> None:
+        """As an operator stops it; fails if that was not its end, or not a good one."""
+        self.signal(signal.SIGTERM)
+        assert self.wait() == 0, self.printed()
 
     def printed(self) -> str:
         """All that it has printed so far."""
@@ -85,9 +95,14 @@ class Process:
 
 
 class Service:
-    """The service's code on one database, and the processes that run it."""
+    """The service's code on one database, and the processes that run it.
+
+    lease: after so many seconds what a process held is taken over. Short where that is waited for;
+    else long, so that a machine that is busy changes nothing.
+    """
 
     def __init__(self, code: Path, url: str, folder: Path) -> None:
+        self.lease = 10
         self.url = url
         self.folder = folder
         self.log = folder / "0.log"
@@ -95,45 +110,58 @@ class Service:
         self._code = code
         self._environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            "PYTHONPATH": str(code / "src"),
             "DATABASE_URL": url,
             "FAULTS_FOLDER": str(folder),
             "ENVIRONMENT": "production",
             "LOG_LEVEL": "WARNING",
-            "DELIVERY_LEASE_SECONDS": str(LEASE),
             "SHUTDOWN_SECONDS": "1",
         }
 
     def worker(self, **environment: str) -> Process:
         """Start `shop worker`."""
-        return self._start(["-m", "shop.cli", "worker"], environment)
+        return self._start("shop.__main__", "worker", **environment)
 
     def http(self) -> tuple[Process, str]:
         """Start `shop run`; its URL."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        process = self._start(["-m", "shop.cli", "run", "--port", str(port)], {})
-        return process, f"http://127.0.0.1:{port}"
+        return self._start("shop.__main__", "run", "--port", str(port)), f"http://127.0.0.1:{port}"
 
-    def publisher(self, first: int, count: int, *, relay: bool = False) -> Process:
-        """Sell `count` times, beginning with number `first`; relay: and deliver meanwhile."""
-        how = ["-c", PUBLISHER, str(self.log), str(first), str(count), "relay" if relay else "no"]
-        return self._start(how, {})
+    def publisher(self, first: int, most: int = 1000, **environment: str) -> Process:
+        """Sell until told to stop, `most` times at most; numbers begin with `first`.
+
+        Delivers meanwhile, as `shop run` does.
+        """
+        self.log = self.folder / f"{first}.log"
+        how = (str(self.log), str(first), str(most))
+        return self._start("shop.publisher", *how, **environment)
 
     def sell(self, *sales: tuple[int, str]) -> None:
         """Sell in this way and no other: number, and what is to happen to its listeners."""
-        process = self._start(["-c", SELLER, *(f"{number}={how}" for number, how in sales)], {})
-        assert process.wait() == 0, process.printed()
+        self.run("shop.seller", *(f"{number}={how}" for number, how in sales))
         self.note(*(number for number, _ in sales))
 
-    def note(self, *numbers: int) -> None:
-        """Write down that these were acknowledged, as the publisher does."""
+    def note(self, *numbers: int, done: bool = True) -> None:
+        """Write down that these were tried, and acknowledged, as the publisher does."""
+        words = ("try", "ok") if done else ("try",)
         with self.log.open("a") as log:
-            log.writelines(f"try {number} 0\nok {number} 0\n" for number in numbers)
+            log.writelines(f"{word} {number}\n" for number in numbers for word in words)
 
-    def _start(self, arguments: list[str], environment: dict[str, str]) -> Process:
-        process = Process(arguments, self._code, self._environment | environment)
+    def retry(self) -> None:
+        """Run all dead letters again, as an operator would."""
+        how = ("--where", "state=dead", "--yes", "--reason", "mended")
+        self.run("shop.__main__", "events", "retry", *how)
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run a program to its end, which has to be a good one."""
+        process = self._start(program, *arguments)
+        assert process.wait() == 0, process.printed()
+
+    def _start(self, program: str, *arguments: str, **environment: str) -> Process:
+        lease = {"DELIVERY_LEASE_SECONDS": str(self.lease)}
+        everything = self._environment | lease | environment
+        process = Process(program, list(arguments), self._code, everything)
         self.processes.append(process)
         return process
 
@@ -152,9 +180,26 @@ class Service:
         assert isinstance(found, int)
         return found
 
-    def settle(self, within: float = PATIENCE) -> None:
+    def delivered(self) -> int:
+        """How many rows the listeners have written."""
+        return sum(
+            self.count(table, f"listener IN ({', '.join(map(repr, listeners))})")
+            for table, listeners in SALE_LISTENERS.items()
+        )
+
+    def unfinished(self) -> int:
+        """How many deliveries are still to run; what is parked behind a dead letter is not."""
+        [(found,)] = query(self.url, UNFINISHED)
+        assert isinstance(found, int)
+        return found
+
+    def settle(self) -> None:
         """Wait until nothing is to be delivered any more; there has to be a worker."""
-        wait_for("all deliveries", lambda: not query(self.url, UNFINISHED)[0][0], within)
+        while left := self.unfinished():
+            wait_for("a delivery to end", partial(self._is_not, left))
+
+    def _is_not(self, left: int) -> bool:
+        return self.unfinished() != left
 
     def check(self) -> dict[tuple[str, int], str]:
         """Fail if a promise was broken; the dead letters."""
@@ -171,25 +216,26 @@ class Service:
 
 
 def generate(template: Template, folder: Path) -> Path:
-    """A service with the slices of source.py, and a migrated SQLite database in `empty.db`."""
+    """A service with the slices of source.py."""
     code = template.copy(folder / "shop", auth="none", ci="none")
     for path, text in modules().items():
-        target = code / "src/shop/slices" / path
+        target = code / "src/shop" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
-    upgrade(code, f"sqlite:///{code / 'empty.db'}")
     return code
+
+
+def preload(code: Path) -> None:
+    """Import the service once: all processes are forked from the one that has done so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(code / "src"))
+        _forks.set_forkserver_preload(["__main__", "shop.cli"])
+        forkserver.ensure_running()
 
 
 def upgrade(code: Path, url: str) -> None:
     """Run `shop db upgrade`."""
-    subprocess.run(
-        [sys.executable, "-m", "shop.cli", "db", "upgrade"],
-        cwd=code,
-        env={**os.environ, "PYTHONPATH": "src", "DATABASE_URL": url},
-        check=True,
-        capture_output=True,
-    )
+    Service(code, url, code).run("shop.__main__", "db", "upgrade")
 
 
 class Server:

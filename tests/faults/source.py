@@ -203,6 +203,7 @@ import datetime as dt
 import os
 from pathlib import Path
 
+import aiosqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shop.bus import clock, listen
@@ -222,11 +223,25 @@ def now(self: object) -> dt.datetime:
 clock.Clock.now = now
 
 
+# On PostgreSQL a trigger makes the commit slow; on SQLite, whose commits wait for nothing, the
+# driver tells of it late.
+commit, slow_commits = aiosqlite.Connection.commit, []
+
+
+async def commit_slowly(self: aiosqlite.Connection) -> None:
+    await commit(self)
+    if slow_commits:
+        await asyncio.sleep(slow_commits.pop())
+
+
+aiosqlite.Connection.commit = commit_slowly
+
+
 def row(listener: str, event: Sold, **more: int) -> Row:
     return Row(listener=listener, number=event.number, account=event.account, **more)
 
 
-@listen(retries=1, backoff=0.1, timeout=1)
+@listen(retries=1, backoff=0.1, timeout=2)
 async def hangs(event: Sold, session: AsyncSession) -> None:
     session.add(row("hangs", event))
     if event.how == "hangs":
@@ -248,9 +263,12 @@ async def commit_fails(event: Sold, session: AsyncSession) -> None:
     session.add(row("commit_fails", event, **more))
 
 
-@listen(retries=1, backoff=0.1, timeout=1)
+@listen(retries=1, backoff=0.1, timeout=2)
 async def commit_takes_long(event: Sold, session: AsyncSession) -> None:
     session.add(row("commit_takes_long", event))
+    await session.flush()
+    if event.how == "commit_takes_long" and session.get_bind().dialect.name == "sqlite":
+        slow_commits.append(3)
 
 
 @listen(retries=1, backoff=0.1)
@@ -281,6 +299,7 @@ async def works(event: Sold, session: AsyncSession) -> None:
 PUBLISHER = """
 import asyncio
 import os
+import signal
 import sys
 
 from shop.app import build_runtime, opened
@@ -288,37 +307,54 @@ from shop.base import logs
 from shop.settings import Settings
 from shop.slices.sales.messages import Sell
 
-ACCOUNTS = 4
+AT_ONCE = 4
 
 
-async def sell(bus, log, account, numbers):
-    for number in numbers:
-        how = "refused" if number % 7 == 3 else "well"
-        os.write(log, f"try {number} {account}\\n".encode())
-        try:
-            await bus().send(Sell(account=str(account), number=number, how=how))
-        except LookupError:
-            os.write(log, f"no {number} {account}\\n".encode())
-        except Exception:
-            # The database is away: whether this was committed, nobody told.
-            await asyncio.sleep(0.1)
-        else:
-            os.write(log, f"ok {number} {account}\\n".encode())
+class Publisher:
+    def __init__(self, log, first, most):
+        self.enough = False
+        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self.first = first
+        self.most = most
+
+    def stop(self):
+        self.enough = True
+
+    async def sell(self, bus, nth):
+        for number in range(self.first + nth, self.first + self.most, AT_ONCE):
+            if self.enough:
+                return
+            # An account belongs to one publisher, who sells to it in rising numbers.
+            account = f"{self.first}-{nth}"
+            how = "refused" if number % 7 == 3 else "well"
+            self.note("try", number)
+            try:
+                await bus().send(Sell(account=account, number=number, how=how))
+            except LookupError:
+                self.note("no", number)
+            except Exception:
+                # The database is away: whether this was committed, nobody told.
+                await asyncio.sleep(0.1)
+            else:
+                self.note("ok", number)
+            await asyncio.sleep(0.02)
+
+    def note(self, word, number):
+        os.write(self.log, f"{word} {number}\\n".encode())
+
+    async def run(self):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+        settings = Settings()
+        logs.configure(settings.log_level, json=True)
+        runtime = build_runtime(settings)
+        async with opened(runtime), asyncio.TaskGroup() as group:
+            for nth in range(AT_ONCE):
+                group.create_task(self.sell(runtime.bus, nth))
 
 
-async def main(log, first, count, relay):
-    settings = Settings()
-    logs.configure(settings.log_level, json=True)
-    runtime = build_runtime(settings)
-    async with opened(runtime, relay=relay), asyncio.TaskGroup() as group:
-        for account in range(ACCOUNTS):
-            numbers = range(first + account, first + count, ACCOUNTS)
-            group.create_task(sell(runtime.bus, log, account, numbers))
-
-
-path, first, count, relay = sys.argv[1:]
-log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-asyncio.run(main(log, int(first), int(count), relay == "relay"))
+def main():
+    log, first, most = sys.argv[1:]
+    asyncio.run(Publisher(log, int(first), int(most)).run())
 """
 
 SELLER = """
@@ -330,23 +366,25 @@ from shop.settings import Settings
 from shop.slices.sales.messages import Sell
 
 
-async def main():
+async def sell():
     async with opened(build_runtime(Settings()), relay=False) as runtime:
         for sale in sys.argv[1:]:
             number, how = sale.split("=")
             await runtime.bus().send(Sell(account="0", number=int(number), how=how))
 
 
-asyncio.run(main())
+def main():
+    asyncio.run(sell())
 """
 
 
 def modules() -> dict[str, str]:
-    """The files of all slices, by their paths below `slices/`."""
-    files = {}
+    """The files of all slices and programs, by their paths below the package."""
+    files = {"publisher.py": PUBLISHER, "seller.py": SELLER}
     for name, sources in {"sales": SALES, "stock": STOCK, "trouble": TROUBLE}.items():
-        files[f"{name}/__init__.py"] = f'NAME = "{name}"\n'
-        files[f"{name}/models.py"] = MODELS.format(slice=name)
-        files[f"{name}/migrations/{name}_0001_create.py"] = MIGRATION.format(slice=name)
-        files |= {f"{name}/{module}.py": source for module, source in sources.items()}
+        folder = f"slices/{name}"
+        files[f"{folder}/__init__.py"] = f'NAME = "{name}"\n'
+        files[f"{folder}/models.py"] = MODELS.format(slice=name)
+        files[f"{folder}/migrations/{name}_0001_create.py"] = MIGRATION.format(slice=name)
+        files |= {f"{folder}/{module}.py": source for module, source in sources.items()}
     return files

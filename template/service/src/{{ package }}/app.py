@@ -50,8 +50,10 @@ class StartError(Exception):
 
 
 async def check_database(database: Database) -> None:
-    """Raises StartError if the database cannot be reached, or is behind the code."""
+    """Raises StartError if the database cannot be reached or written to, or is behind the code."""
     try:
+        async with database.writer.connect():
+            pass
         standing = await Branches(PACKAGE).compare(database)
     except UNREACHABLE as error:
         raise StartError(database.unreachable(error)) from error

@@ -1,6 +1,7 @@
 """The database as two engines: one that writes, one that cannot."""
 
 import asyncio
+import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -128,9 +129,12 @@ def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
 
     def on_do_connect(*_: object) -> None:
         # Left to find out by itself, the driver's thread ends in a traceback of its own.
-        folder = Path(url.database or "").parent
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
+        file = Path(url.database or "")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {file.parent}")
+        # SQLite would open it, and not write to it even when it can be written to again.
+        if not readonly and file.exists() and not os.access(file, os.W_OK):
+            raise PermissionError(f"{file} is read-only")
 
     def on_connect(connection: Any, _: object) -> None:
         cursor = connection.cursor()

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -31,8 +30,8 @@ _BREAK_AFTER = 10
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
 # How often what is left of a batch runs again together, before each runs alone.
 _MOST_BATCH_RERUNS = 2
-# Leases are renewed three times before they end; whether others have lost theirs can wait longer.
-_TICKS_BETWEEN_CHECKS = 3
+# So often are leases renewed before they end.
+_RENEWALS = 3
 _SECONDS_BETWEEN_CLEANINGS = 60.0
 
 
@@ -138,7 +137,7 @@ class Relay:
         """Deliver until `stop`; survives a database that is away for a while."""
         self.alive = True
         self._waker = Waker(self._database, self.wake)
-        beside = (self._waker.run(), self._keep(), self._keep_house())
+        beside = (self._waker.run(), self._keep(), self._look_after(), self._keep_house())
         helpers = [asyncio.create_task(one) for one in beside]
         try:
             while not self._stopping:
@@ -148,7 +147,8 @@ class Relay:
                         await self._wait()
                 except Exception:
                     log.exception("relay could not reach the database, trying again")
-                    await self._sleep(min(1.0, self._options.poll))
+                    # However often it is woken meanwhile: others may still be able to commit.
+                    await asyncio.sleep(min(1.0, self._options.poll))
             await self._finish()
         finally:
             self.alive = False
@@ -383,16 +383,23 @@ class Relay:
             await self._claims.give_back(ready)
 
     async def _keep(self) -> None:
-        """Keep the leases of what runs; take over what dead workers held; tell that this lives."""
-        for tick in itertools.count():
+        """Keep the leases of what runs, whatever else takes long."""
+        while True:
             try:
                 held = [*self._ready.values(), *self._running.values()]
                 await self._claims.renew([one.id for claimed in held for one in claimed])
-                if tick % _TICKS_BETWEEN_CHECKS == 0:
-                    await self._check_others()
             except Exception as error:
                 log.warning("leases could not be renewed, trying again", error=repr(error))
-            await asyncio.sleep(self._options.lease / 3)
+            await asyncio.sleep(self._options.lease / _RENEWALS)
+
+    async def _look_after(self) -> None:
+        """Fill new listeners, take over what dead workers held, tell that this one lives."""
+        while True:
+            try:
+                await self._check_others()
+            except Exception as error:
+                log.warning("other workers could not be looked after", error=repr(error))
+            await asyncio.sleep(self._options.lease)
 
     async def _keep_house(self) -> None:
         while True:
