@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 TEMPLATE = Path(__file__).parents[2] / "template" / "service" / "src" / "{{ package }}"
 
@@ -412,16 +412,17 @@ async def start(shop: Shop) -> AsyncIterator[Start]:
             database = shop.database(url)
             stack.push_async_callback(database.close)
             runtime = shop.build(database, **options)
-            async with database.writer.begin() as connection:
-                await _create_tables(shop, connection)
+            await create_tables(shop, database)
             return Service(shop, await stack.enter_async_context(runtime))
 
         yield start
 
 
-async def _create_tables(shop: Shop, connection: AsyncConnection) -> None:
-    for metadata in (shop.tables.metadata, shop.module("base.database").Base.metadata):
-        await connection.run_sync(metadata.create_all)
+async def create_tables(shop: Shop, database: Any) -> None:
+    """Make the tables of the bus and of the slices that have been built."""
+    async with database.writer.begin() as connection:
+        for metadata in (shop.tables.metadata, shop.module("base.database").Base.metadata):
+            await connection.run_sync(metadata.create_all)
 
 
 @pytest.fixture
