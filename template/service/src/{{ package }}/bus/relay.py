@@ -1,4 +1,10 @@
-"""Delivers stored events: claims what is due and runs each listener in a transaction of its own."""
+"""Delivers stored events: claims what is due and runs each listener in a transaction of its own.
+
+Words: what is claimed and does not run yet is ready. A subscription is hungry if it could do with
+more, and dry if nothing more of it was due when it was looked at last. A suspect is a delivery
+during which a process died: it runs alone. A listener on probation was paused, and gets a single
+delivery, to find out whether it works again.
+"""
 
 import asyncio
 import datetime as dt
