@@ -129,7 +129,7 @@ class Process(Entity):
 
     def resume(self) -> list[Event]:
         """Ask once more for what it waits for. Raises Conflict if it has ended."""
-        if self.finished_at is not None:
+        if self.step in (FINISHED, COMPENSATED):
             raise Conflict(f"It is {self.step}: there is nothing to resume.")
         if self.is_running:
             return self._ask_next()
