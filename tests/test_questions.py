@@ -410,7 +410,7 @@ class TestNamesInUse:
             "from shop.base.processes import Process\n"
             "from shop.base.streams import Aggregate, StreamEvent\n"
             "from shop.bus import Command, Event, View\n"
-            f"names = {{name for cls in ({classes}) for name in dir(cls)}}\n"
+            f"names = {{name for cls in [{classes}] for name in dir(cls)}}\n"
             "print(*(name for name in names if not name.startswith('_')))\n"
         )
         done = subprocess.run(
