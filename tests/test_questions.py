@@ -255,6 +255,18 @@ class TestSliceRefusals:
             ({"style": "event_sourced", "slice": "streams"}, "a name that event-sourced slices"),
             ({"style": "event_sourced", "entity": "Append"}, "Append, or append, is a name that"),
             ({"style": "event_sourced", "fields": "change:str"}, "such as change_value"),
+            ({"style": "process", "entity": "Step"}, "a name that processes use themselves"),
+            ({"style": "process", "entity": "Begin"}, "Begin, or begin, is a name that processes"),
+            ({"style": "process", "fields": "done:bool"}, "such as the_done"),
+            ({"style": "process", "fields": "ask_work:bool"}, "such as the_ask_work"),
+            (
+                {"style": "process", "listens_to": "others.RefundFinished", "slice": "refunds"},
+                "refunds has a RefundFinished of its own",
+            ),
+            (
+                {"style": "process", "listens_to": "others.OtherCreated:time_out"},
+                "a function cannot be called time_out",
+            ),
         ],
     )
     def test_names(
@@ -383,7 +395,11 @@ class TestNamesInUse:
 
     @pytest.mark.parametrize(
         ("style", "classes"),
-        [("state", "Entity, Command, Event, View"), ("event_sourced", "Aggregate, StreamEvent")],
+        [
+            ("state", "Entity, Command, Event, View"),
+            ("event_sourced", "Aggregate, StreamEvent"),
+            ("process", "Process"),
+        ],
     )
     def test_attributes_of_what_fields_become_part_of(
         self, whole: Template, tmp_path: Path, style: str, classes: str
@@ -391,9 +407,10 @@ class TestNamesInUse:
         service = whole.copy(tmp_path / "shop")
         program = (
             "from shop.base.database import Entity\n"
+            "from shop.base.processes import Process\n"
             "from shop.base.streams import Aggregate, StreamEvent\n"
             "from shop.bus import Command, Event, View\n"
-            f"names = {{name for cls in ({classes}) for name in dir(cls)}}\n"
+            f"names = {{name for cls in [{classes}] for name in dir(cls)}}\n"
             "print(*(name for name in names if not name.startswith('_')))\n"
         )
         done = subprocess.run(

@@ -291,8 +291,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(TEMPLATE / "bus", package / "bus", ignore=ignore)
     (package / "base").mkdir()
-    for name in ("__init__.py", "database.py", "errors.py", "streams.py"):
+    for name in ("__init__.py", "database.py", "errors.py", "processes.py", "streams.py"):
         shutil.copy(TEMPLATE / "base" / name, package / "base")
+    shutil.copy(TEMPLATE / "every_order.py", package)
     (package / "__init__.py").touch()
     (package / "names.py").write_text(NAMES)
     (package / "probe.py").write_text(PROBE)

@@ -9,7 +9,7 @@ from .base.errors import Conflict
 from .base.processes import COMPENSATED, FINISHED, Process
 from .bus import Event
 
-_STATE = ("step", "done", "undone", "stuck", "finished_at")
+_STATE = ("step", "done", "undone", "stuck")
 
 Answer = tuple[str, Any]
 """A step, and how it went."""
@@ -89,8 +89,9 @@ class _Play:
         self._process = process
         self._names = frozenset(step.name for step in process.steps)
         self._asks = {step.ask(process): step.name for step in process.steps}
-        undo = {step.undo(process): step.name for step in process.steps if step.undo}
-        self._undoes = {event: name for event, name in undo.items() if event is not None}
+        undo = [(step.undo(process), step.name) for step in process.steps if step.undo]
+        self._undoes = {event: name for event, name in undo if event is not None}
+        self._may_stay = {name for event, name in undo if event is None}
 
     def begin(self) -> Iterator[Moment]:
         return self._after(Moment(self._state()), self._process.start())
@@ -99,10 +100,9 @@ class _Play:
         """Whether nothing is left to do for anybody but a person."""
         if moment.stuck:
             return True
-        return (moment.step, moment.in_effect) in [
-            (FINISHED, self._names),
-            (COMPENSATED, frozenset[str]()),
-        ]
+        if moment.step == FINISHED:
+            return moment.in_effect == self._names
+        return moment.step == COMPENSATED and moment.in_effect <= self._may_stay
 
     def follow(self, moment: Moment) -> Iterator[tuple[str, str, Moment]]:
         """All that can happen next: in short, in full, and what is then."""

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from ..bus import Bus, Event
 from .database import Entity
-from .errors import Conflict
+from .errors import Conflict, Invalid
 
 __all__ = ["COMPENSATED", "FINISHED", "Outcome", "Process", "Step", "begin", "locked", "tell"]
 
@@ -102,14 +102,15 @@ class Process(Entity):
         return self._ask_next() if self.step == NEW else []
 
     def report(self, step: str, outcome: Outcome) -> list[Event]:
-        """Hear how a step went, early, in time, late or once more."""
+        """Hear how a step went, early, in time, late or again. Raises Invalid if it has no such."""
+        name = self._named(step).name
         match outcome:
             case "done":
-                return self._done(step)
+                return self._done(name)
             case "failed":
-                return self._failed(step)
+                return self._failed(name)
             case "undone":
-                return self._undone(step)
+                return self._undone(name)
 
     def late(self, step: str) -> list[Event]:
         """Hear that the time of a step, or of its undoing, is over: old news if it is elsewhere."""
@@ -129,7 +130,7 @@ class Process(Entity):
 
     def resume(self) -> list[Event]:
         """Ask once more for what it waits for. Raises Conflict if it has ended."""
-        if self.finished_at is not None:
+        if self.step in (FINISHED, COMPENSATED):
             raise Conflict(f"It is {self.step}: there is nothing to resume.")
         if self.is_running:
             return self._ask_next()
@@ -193,8 +194,11 @@ class Process(Entity):
         self.step, self.stuck = step, None
         self.finished_at = _now() if ended else None
 
-    def _named(self, step: str) -> Step:
-        return next(one for one in self.steps if one.name == step)
+    def _named(self, name: str) -> Step:
+        steps = {step.name: step for step in self.steps}
+        if name not in steps:
+            raise Invalid(f"There is no step {name!r}, expected one of: {', '.join(steps)}.")
+        return steps[name]
 
 
 P = TypeVar("P", bound=Process)
