@@ -322,6 +322,33 @@ class TestRefusals:
         printed = refused(shop)
         assert "Copier could not update service, which is as it was: no space left" in printed
 
+    def test_an_update_that_was_killed_is_undone_before_it_goes_on(
+        self, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Copier writes its new version first, and only then merges what was edited."""
+        edit(shop / "README.md", "Ours.\n")
+        commit_all(shop)
+        killed = tmp_path / "copier"
+        killed.write_text(
+            "#!/bin/sh\n"
+            f'test "$1" = update || exec {sys.executable} -m copier "$@"\n'
+            f"cd {shop}; echo theirs >README.md; sed -i s/1.0.0/1.1.0/ {ANSWERS}\n"
+            "kill -9 $PPID\n"
+        )
+        killed.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+            command(shop, "update", fails=True)
+        assert "broke off in the middle" in refused(shop)
+        command(shop, "update", "--restart")
+        assert (shop / "README.md").read_text().startswith("Ours.\n")
+        assert versions_of(shop) == {"1.1.0"}
+
+    def test_files_that_git_does_not_show_are_changes_as_well(self, shop: Path) -> None:
+        git(shop, "config", "status.showUntrackedFiles", "no")
+        (shop / PAYMENTS / "notes.txt").write_text("mine\n")
+        assert "notes.txt" in refused(shop)
+
 
 class TestSources:
     """Where the template may be; the version is not said, so that Copier chooses it."""

@@ -109,7 +109,10 @@ def thin(folder: Path) -> Versions:
     package = SERVICE / "src" / "{{ package }}"
     for file in (
         *(package / name for name in ("__init__.py", "__main__.py", "cli_template.py")),
-        *(SLICE / name for name in ("__init__.py.jinja", "models.py.jinja")),
+        *(
+            SLICE / name
+            for name in ("__init__.py.jinja", "{% if state %}models.py{% endif %}.jinja")
+        ),
     ):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, folder / file)

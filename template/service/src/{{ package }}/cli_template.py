@@ -6,6 +6,7 @@ It needs nothing else of this service: it has to run while an update's conflicts
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,11 +94,15 @@ def update(
     defaults: Annotated[
         bool, typer.Option("--defaults", help="Answer new questions with their defaults.")
     ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="First undo an update that broke off in the middle.")
+    ] = False,
 ) -> None:
     """Update the service, then each slice; after a conflict is solved, the same command goes on.
 
     Nothing is committed: the changes are staged.
     """
+    _undo_what_broke_off(restart=restart)
     _refuse_conflicts()
     wanted = _chosen(_parts(), slices)
     behind = [
@@ -193,26 +198,53 @@ def _standing_of(source: str, commit: str, prereleases: bool, folder: Path) -> S
 def _update(part: Part, options: list[str]) -> None:
     """Let Copier update a part, whose folder is clean. If it fails, the folder is as it was."""
     command = [*_copier(), "update", "--quiet", *options, str(part.folder)]
+    # Copier writes its new version first and merges afterwards: killed in between, it leaves a
+    # folder that looks updated, without what was edited there.
+    mark = _mark()
+    mark.write_text(str(part.folder), encoding="utf-8")
+    for ended in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(ended, signal.default_int_handler)
     try:
         # It may ask, on standard output.
         done = subprocess.run(
             command, stderr=subprocess.PIPE, text=True, encoding="utf-8", check=False
         )
     except KeyboardInterrupt:
-        _restore(part)
+        _restore(part.folder)
         raise
     if done.returncode:
-        _restore(part)
+        _restore(part.folder)
         sys.exit(f"Copier could not update {part.name}, which is as it was: {_reason(done)}")
+    mark.unlink()
+
+
+def _undo_what_broke_off(*, restart: bool) -> None:
+    mark = _mark()
+    if not mark.is_file():
+        return
+    folder = Path(mark.read_text(encoding="utf-8"))
+    if not restart:
+        sys.exit(
+            f"An update of {folder} broke off in the middle: your own changes may be missing there."
+            f" Run `{_command()} update --restart`, which takes the folder back to the last commit"
+            " before it updates it again; what you have changed there since then is lost."
+        )
+    _restore(folder)
+
+
+def _mark() -> Path:
+    """What is there while Copier works: in Git's own folder, where nobody commits it."""
+    return _ROOT / _git("rev-parse", "--git-path", "template-update")
 
 
 def _stage() -> None:
     _git("add", "--all", "--", ".")
 
 
-def _restore(part: Part) -> None:
-    _git("restore", "--source=HEAD", "--staged", "--worktree", "--", str(part.folder))
-    _git("clean", "--quiet", "--force", "-d", "--", str(part.folder))
+def _restore(folder: Path) -> None:
+    _git("restore", "--source=HEAD", "--staged", "--worktree", "--", str(folder))
+    _git("clean", "--quiet", "--force", "-d", "--", str(folder))
+    _mark().unlink(missing_ok=True)
 
 
 def _refuse_dirty(part: Part) -> None:
@@ -220,7 +252,7 @@ def _refuse_dirty(part: Part) -> None:
     # If an update is under way, what it has done so far is not committed.
     under_way = _git("diff", "--name-only", "HEAD", "--", f":(glob)**/{_ANSWERS}")
     scope = ["--", str(part.folder)] if under_way and part.folder != _ROOT else []
-    if changed := _git("status", "--short", *scope):
+    if changed := _git("status", "--short", "--untracked-files=all", *scope):
         sys.exit(
             f"There are changes that are not committed. Commit or stash them, then run"
             f" `{_command()} update` again:\n{changed}"
