@@ -148,10 +148,11 @@ class Service:
         with self.log.open("a") as log:
             log.writelines(f"{word} {number}\n" for number in numbers for word in words)
 
-    def retry(self) -> None:
-        """Run all dead letters again, as an operator would."""
-        how = ("--where", "state=dead", "--yes", "--reason", "mended")
+    def retry(self, where: str = "") -> None:
+        """Have dead letters run again, as an operator would, and a worker to do so at once."""
+        how = ("--where", f"state=dead {where}", "--yes", "--reason", "mended")
         self.run("shop.__main__", "events", "retry", *how)
+        self.worker()
 
     def run(self, program: str, *arguments: str) -> None:
         """Run a program to its end, which has to be a good one."""

@@ -252,9 +252,9 @@ async def hangs(event: Sold, session: AsyncSession) -> None:
 @listen(retries=1, backoff=0.1)
 async def fails(event: Sold, session: AsyncSession) -> None:
     session.add(row("fails", event))
-    if event.how == "fails":
+    if event.how == "fails" and not (FOLDER / "mended").exists():
         await session.flush()
-        raise LookupError("always")
+        raise LookupError("not mended yet")
 
 
 @listen(retries=1, backoff=0.1)

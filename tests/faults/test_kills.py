@@ -36,7 +36,6 @@ def test_processes_that_are_killed(
     outcome.dead = len(service.check())
     if outcome.dead:
         service.retry()
-        service.worker()
         service.settle()
         assert service.check() == {}
     outcome.verdict = "nothing lost, nothing doubled"
