@@ -131,7 +131,8 @@ class Runtime:
                         break
                     await self._progress()
         except TimeoutError:
-            pass
+            # The first step alone may have taken all the time.
+            unfinished = await self.relay.unfinished()
         if unfinished:
             raise TimeoutError("Not settled:\n" + "\n".join(map(_told, unfinished)))
 
