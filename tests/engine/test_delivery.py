@@ -193,6 +193,9 @@ async def test_settled_says_what_did_not_settle(shop: Shop, start: Start, url: s
     notes(shop, listeners=FAILS)
     service = await start(url)
     await write(service, "a")
+    with pytest.raises(TimeoutError, match="attempt 0: no listener has run it"):
+        await service.settled(0)
+    await service.runtime.relay.work_off()
     with pytest.raises(TimeoutError) as failure:
         await service.settled(0.2)
     assert "pending notes.NoteWritten {'text': 'a'}, attempt 1" in str(failure.value)
