@@ -617,7 +617,7 @@ def test_migration_that_breaks_a_reference(shop: Shop) -> None:
 def test_unreachable_database(shop: Shop) -> None:
     shop.url = "postgresql://nobody@127.0.0.1:9/nowhere"
     line = shop.db_fails("upgrade")
-    assert line.startswith("shop db: The database postgresql+asyncpg://nobody@127.0.0.1:9/nowhere")
+    assert line.startswith("shop db: The database postgresql://nobody@127.0.0.1:9/nowhere")
     assert "cannot be reached: " in line
 
 

@@ -2,11 +2,20 @@
 
 import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .conftest import Shop
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files below the working directory are told by their relative paths."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
 
 PAID = """
 from uuid import UUID
