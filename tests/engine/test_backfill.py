@@ -58,12 +58,13 @@ async def test_events_that_were_removed_cannot_be_had(shop: Shop, start: Start, 
 
 
 async def lock_waited_for(backfill: Any, *arguments: Any) -> bool:
-    """Whether there is more to fill; tried again where others had the lock too long, as relays do."""
+    """Whether there is more to fill; tried again where others had the lock, as relays do."""
     while True:
         try:
             return bool(await backfill(*arguments))
         except DBAPIError as error:
-            assert getattr(error.orig, "sqlstate", None) == "55P03"
+            if getattr(error.orig, "sqlstate", None) != "55P03":
+                raise
 
 
 @pytest.mark.parametrize("beginning", [False, True])
