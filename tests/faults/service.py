@@ -20,7 +20,7 @@ from .child import begin
 from .source import modules
 
 # However busy the machine is: nothing that a test waits for takes longer, if it happens at all.
-PATIENCE = 60
+PATIENCE = 120
 
 UNFINISHED = (
     "SELECT count(*) FROM bus_delivery d WHERE d.state IN ('pending', 'working') OR"
