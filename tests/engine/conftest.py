@@ -345,7 +345,9 @@ def server() -> Iterator[str]:
         url: str = started.get_uri()
         administer(url, *(f"ALTER SYSTEM SET {name} = off" for name in _SAFETY))
         administer(url, "SELECT pg_reload_conf()", "CREATE DATABASE shop")
-        with _ending_with_this_process(started.get_pid(), folder):
+        running = started.get_pid()
+        assert running is not None
+        with _ending_with_this_process(running, folder):
             yield url
         started.cleanup()
 
