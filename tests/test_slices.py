@@ -79,10 +79,10 @@ SLICES: dict[str, dict[str, str]] = {
         "fields": OPTIONAL_OF_EACH,
     },
     "surveys": {"style": "process", "fields": SOME_OF_EACH},
-    "moves": {"style": "process", "entity": "SKU", "fields": "type:str event:str command:int"},
+    "moves": {"style": "process", "entity": "RMA", "fields": "type:str event:str command:int"},
     "workflows_of_old_agreements": {
         "style": "process",
-        "entity": "CustomerAgreementArchiveRecord",
+        "entity": "CustomerAgreementArchiveReview",
         "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
         f"{'preferred_other_contact_telephone_number'}:datetime?",
     },
