@@ -60,12 +60,12 @@ SLICES: dict[str, dict[str, str]] = {
     },
     "units": {
         "style": "event_sourced",
-        "entity": "SKU",
+        "entity": "EAN",
         "fields": "type:str event:str command:int cls:str",
     },
     "records_of_old_agreements": {
         "style": "event_sourced",
-        "entity": "CustomerAgreementArchiveRecord",
+        "entity": "CustomerAgreementArchiveLedger",
         "fields": f"{'preferred_first_contact_telephone_number'}:decimal(18,18) "
         f"{'preferred_other_contact_telephone_number'}:datetime?",
     },
