@@ -14,8 +14,10 @@ from .bus.operating.changes import Selection
 from .bus.operating.filters import duration
 from .bus.operating.operations import Operations
 from .bus.operating.standing import Row
-from .cli_events import AsJson, Listener, Where, run_operations
+from .cli_events import Listener, Where, run_operations
 from .cli_output import (
+    AsJson,
+    Yes,
     ask,
     counted,
     print_json,
@@ -40,7 +42,6 @@ def _or_user(who: str) -> str:
 
 
 Ids = Annotated[list[int] | None, typer.Argument(help="Deliveries by their ids.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in bus_audit.")]
 Who = Annotated[
     str,

@@ -7,11 +7,9 @@ import typer
 from .app import PACKAGE
 from .bus.catalog import relative
 from .bus.contracts import Contracts
-from .cli_output import ask, counted, print_json
+from .cli_output import AsJson, Yes, ask, counted, print_json
 
 contracts = typer.Typer(no_args_is_help=True, help="What events promise, and whether it is kept.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @contracts.command()
@@ -37,7 +35,7 @@ def check(
 
 @contracts.command()
 def accept(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Write what events promise now into the contracts.json of their slices."""
     found = Contracts(PACKAGE)

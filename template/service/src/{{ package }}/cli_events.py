@@ -19,6 +19,7 @@ from .bus.operating.operations import Operations
 from .bus.operating.standing import Row
 from .bus.runtime import build
 from .cli_output import (
+    AsJson,
     print_json,
     span,
     tell,
@@ -39,7 +40,6 @@ Where = Annotated[
 ]
 WhereScheduled = Annotated[str, typer.Option(help="Which: event, key, correlation or id.")]
 Limit = Annotated[int, typer.Option(min=1, help="No more than so many.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @events.command("list")

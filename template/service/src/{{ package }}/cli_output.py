@@ -3,11 +3,15 @@
 import datetime as dt
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated
 
 import typer
 
 from .bus.operating.changes import FITTING
 from .bus.operating.standing import Row
+
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def ask(question: str, yes: bool) -> None:

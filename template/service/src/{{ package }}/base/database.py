@@ -13,9 +13,10 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from uuid_utils.compat import uuid7
 
+from ..bus.clock import utc_now
 from ..bus.recording import Recorder
 from ..bus.types import Exact, Utc
-from .errors import Conflict
+from .errors import expect_version
 
 __all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "Utc", "UtcDatetime"]
 
@@ -56,10 +57,6 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {dt.datetime: Utc()}
 
 
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
-
-
 class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
     """A row with an identity. It knows its id and time as soon as it is made, before any flush.
 
@@ -71,7 +68,7 @@ class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default_factory=uuid7, init=False)
     version: Mapped[int] = mapped_column(default=1, init=False)
-    created_at: Mapped[dt.datetime] = mapped_column(default_factory=_now, init=False)
+    created_at: Mapped[dt.datetime] = mapped_column(default_factory=utc_now, init=False)
 
     @sa.orm.declared_attr.directive
     def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805
@@ -79,8 +76,7 @@ class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
 
     def expect_version(self, version: int) -> None:
         """Raises Conflict if this is no longer the version that the caller has seen."""
-        if self.version != version:
-            raise Conflict(f"It is version {self.version} by now, not {version}: look again.")
+        expect_version(self.version, version)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,12 @@ class Conflict(ProblemError):
     title = "Conflict"
 
 
+def expect_version(version: int, seen: int) -> None:
+    """Raises Conflict if the version is no longer the one that the caller has seen."""
+    if version != seen:
+        raise Conflict(f"It is version {version} by now, not {seen}: look again.")
+
+
 class Invalid(ProblemError):
     """A business rule that only the handler can check refuses the data."""
 

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..bus import Bus, Event
+from ..bus.clock import utc_now
 from .database import Entity
 from .errors import Conflict, Invalid
 
@@ -47,10 +48,6 @@ class Step:
     within: dt.timedelta | None = None
 
 
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
-
-
 class Process(Entity):
     """One flow: `class Checkout(Process)`, with its steps, and columns for what it has to know.
 
@@ -70,7 +67,9 @@ class Process(Entity):
     done: Mapped[list[str]] = mapped_column(sa.JSON, default_factory=list, init=False)
     undone: Mapped[list[str]] = mapped_column(sa.JSON, default_factory=list, init=False)
     stuck: Mapped[str | None] = mapped_column(sa.String(200), default=None, init=False, index=True)
-    updated_at: Mapped[dt.datetime] = mapped_column(default_factory=_now, onupdate=_now, init=False)
+    updated_at: Mapped[dt.datetime] = mapped_column(
+        default_factory=utc_now, onupdate=utc_now, init=False
+    )
     finished_at: Mapped[dt.datetime | None] = mapped_column(default=None, init=False)
 
     def when_finished(self) -> Event:
@@ -192,7 +191,7 @@ class Process(Entity):
 
     def _be_at(self, step: str, *, ended: bool = False) -> None:
         self.step, self.stuck = step, None
-        self.finished_at = _now() if ended else None
+        self.finished_at = utc_now() if ended else None
 
     def _named(self, name: str) -> Step:
         steps = {step.name: step for step in self.steps}

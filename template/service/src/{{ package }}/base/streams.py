@@ -6,7 +6,7 @@ from ..bus import aggregates, streams
 from ..bus.aggregates import StreamEvent
 from ..bus.streams import Streams
 from .database import Base
-from .errors import Conflict
+from .errors import expect_version
 
 __all__ = ["Aggregate", "StoredEvent", "StoredSnapshot", "StreamEvent", "Streams"]
 
@@ -18,8 +18,7 @@ class Aggregate(aggregates.Aggregate[E], Generic[E]):
 
     def expect_version(self, version: int) -> None:
         """Raises Conflict if this is no longer the version that the caller has seen."""
-        if self.version != version:
-            raise Conflict(f"It is version {self.version} by now, not {version}: look again.")
+        expect_version(self.version, version)
 
 
 class StoredEvent(streams.StoredEvent, Base):

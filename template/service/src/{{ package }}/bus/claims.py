@@ -156,9 +156,9 @@ class Claims:
             return
         mine = tables.delivery.c.id.in_(claimed)
         async with self._database.writer.begin() as connection:
-            await connection.execute(
-                _unlocked(*self._held(), mine).values(lease_until=from_now(self.lease))
-            )
+            # One that is being completed and stands still would hold up all others.
+            held = tables.unlocked(*self._held(), mine)
+            await connection.execute(held.values(lease_until=from_now(self.lease)))
 
     def _held(self) -> tuple[sa.ColumnElement[bool], ...]:
         return tables.delivery.c.worker_id == self.worker_id, tables.is_in("working")
@@ -177,7 +177,7 @@ class Claims:
         dead = losses >= _MOST_LOSSES
         message = f"The process that ran it died, or lost its lease, {_MOST_LOSSES} times."
         freed = (
-            _unlocked(*expired)
+            tables.unlocked(*expired)
             .values(
                 state=sa.case((dead, "dead"), else_="pending"),
                 losses=losses,
@@ -376,13 +376,6 @@ def _mine(claimed: Sequence[Delivery]) -> sa.Update:
             delivery.c.token.in_({one.token for one in claimed}),
         )
     return sa.update(delivery).where(*fence, tables.is_in("working"))
-
-
-def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.Update:
-    """Those that no transaction is completing: one that stands still would hold up all others."""
-    delivery = tables.delivery
-    found = sa.select(delivery.c.id).where(*conditions).with_for_update(skip_locked=True)
-    return sa.update(delivery).where(delivery.c.id.in_(found))
 
 
 def _done(*fence: sa.ColumnElement[bool]) -> sa.Update:

@@ -3,6 +3,11 @@
 import datetime as dt
 
 
+def utc_now() -> dt.datetime:
+    """The system's time, aware and in UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
 class Clock:
     """The system's clock in UTC, plus what a test has moved it forward."""
 
@@ -11,7 +16,7 @@ class Clock:
 
     def now(self) -> dt.datetime:
         """The current time, aware and in UTC."""
-        return dt.datetime.now(dt.UTC) + self._moved
+        return utc_now() + self._moved
 
     def advance(self, by: dt.timedelta) -> None:
         """Move the time forward; for tests."""

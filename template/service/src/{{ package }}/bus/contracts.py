@@ -69,6 +69,7 @@ class Contracts:
         self._slices = find_slices(package)
         self._broken = dict[str, WiringError]()
         self._catalog = read(self._slices, broken=self._broken)
+        self._steps = steps_of(self._catalog)
         self._recorded = {one.name: _recorded(one) for one in self._slices}
         self.changes = [change for one in self._slices for change in self._changes(one)]
         if self._broken and not self.breaking:
@@ -136,7 +137,7 @@ class Contracts:
         return ""
 
     def _oldest(self, found: EventType) -> int:
-        return oldest_readable(found.cls, steps_of(self._catalog).get(found.cls, {}))
+        return oldest_readable(found.cls, self._steps.get(found.cls, {}))
 
     def _change(self, one: Slice, name: str, at: str, difference: _Difference) -> Change:
         uses: list[Use] = []

@@ -124,7 +124,7 @@ class Relay:
         self._due_known = False
         self._awake.set()
 
-    def committed(self, stored: Sequence[Mapping[str, Any]] = ()) -> None:
+    def committed(self, stored: Sequence[Mapping[str, Any]]) -> None:
         """Events were committed here: look at once, and let others look."""
         self.wake()
         if self._waker is not None:

@@ -108,6 +108,12 @@ def is_unfinished(of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
     return sa.and_(of.c.lane.is_not(None), of.c.state.in_(states))
 
 
+def unlocked(*conditions: sa.ColumnElement[bool]) -> sa.Update:
+    """Change deliveries, but not those that a transaction works on: nobody waits for it."""
+    found = sa.select(delivery.c.id).where(*conditions).with_for_update(skip_locked=True)
+    return sa.update(delivery).where(delivery.c.id.in_(found))
+
+
 def current_transaction() -> sa.ColumnElement[int]:
     """The number of the transaction that writes an event (PostgreSQL)."""
     return sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)

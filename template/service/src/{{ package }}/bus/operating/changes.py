@@ -63,13 +63,8 @@ async def change_all(
 
 async def drop_all_of(connection: AsyncConnection, subscription: int, now: dt.datetime) -> int:
     """Give up what a retired listener has left: nothing of it will run, so that no lane matters."""
-    delivery = tables.delivery
-    free = (
-        sa.select(delivery.c.id)
-        .where(delivery.c.subscription_id == subscription, tables.is_in(*FITTING["drop"]))
-        .with_for_update(skip_locked=True)
-    )
-    dropping = sa.update(delivery).where(delivery.c.id.in_(free))
+    left = tables.delivery.c.subscription_id == subscription
+    dropping = tables.unlocked(left, tables.is_in(*FITTING["drop"]))
     dropped = await connection.execute(dropping.values(state="dropped", finished_at=now))
     return dropped.rowcount
 
@@ -135,14 +130,9 @@ def _setting(action: str, values: Mapping[str, Any], *conditions: sa.ColumnEleme
     async def change(connection: AsyncConnection, ids: Sequence[int]) -> int:
         before = await _lock(connection, ids)
         # What somebody else holds is being worked, and left alone.
-        free = (
-            sa.select(delivery.c.id)
-            .where(delivery.c.id.in_(ids), tables.is_in(*FITTING[action]), *conditions)
-            .with_for_update(skip_locked=True)
-        )
+        fitting = tables.is_in(*FITTING[action])
         changed = await connection.execute(
-            sa.update(delivery)
-            .where(delivery.c.id.in_(free))
+            tables.unlocked(delivery.c.id.in_(ids), fitting, *conditions)
             .values(values)
             .returning(delivery.c.subscription_id, delivery.c.lane)
         )

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..catalog import Catalog
+from ..clock import utc_now
 from ..engines import Database
 from ..errors import OperationError
 from ..subscriptions import wanted_by
@@ -30,7 +31,7 @@ from .edits import edit
 from .filters import parse, quoted
 from .inspection import Inspection
 from .replays import Replay, plan, play
-from .standing import Subscribed, utc_now
+from .standing import Subscribed
 
 _FOR_EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 

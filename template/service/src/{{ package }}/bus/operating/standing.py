@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
+from ..clock import utc_now
 from ..engines import Database
 from ..errors import OperationError
 from .filters import unknown_listener
@@ -33,11 +34,6 @@ class Subscribed:
     paused_until: dt.datetime | None
     paused_reason: str | None
     retired_at: dt.datetime | None
-
-
-def utc_now() -> dt.datetime:
-    """The system's time."""
-    return dt.datetime.now(dt.UTC)
 
 
 class Standing:
