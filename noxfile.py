@@ -41,8 +41,10 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Generate, run what was generated, update it, break it."""
-    install(session, "tests")
-    install_service_needs(session)
+    # Hundreds of processes are started: without it, each compiles all that it imports.
+    compiled = ("--compile-bytecode",)
+    install(session, "tests", options=compiled)
+    install_service_needs(session, options=compiled)
     session.run("pytest", *(session.posargs or ["-n2"]))
     if not session.posargs:
         session.notify("lint")

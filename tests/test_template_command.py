@@ -253,7 +253,7 @@ class TestRefusals:
             ("_commit: 1.0.0", "_commit: 0.7.0", "Unknown revision: '0.7.0'"),
             ("fields: amount:int", "fields: amount:money", "amount has the unknown type money"),
             ("fields: amount:int\n", "", '"fields" is required'),
-            ("fields: amount:int", "fields: [", f'{PAYMENTS}/{ANSWERS}", line 9'),
+            ("fields: amount:int", "fields: [", f'{PAYMENTS}/{ANSWERS}", line '),
             ("born: payments", "born: refunds", "This slice was born as refunds"),
         ],
     )
@@ -300,11 +300,23 @@ class TestRefusals:
         printed = refused(shop, "update", "payments", "--to", "1.0.0")
         assert "You are downgrading from 1.1.0 to 1.0.0" in printed
 
-    def test_outside_of_git(self, shop: Path) -> None:
+    def test_outside_of_git(self, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(shop.parent))
         shutil.rmtree(shop / ".git")
         before = tree(shop)
         assert "not a git repository" in command(shop, "update", fails=True)
         assert tree(shop) == before
+
+    def test_a_service_that_its_repository_ignores(self, shop: Path) -> None:
+        shutil.rmtree(shop / ".git")
+        (shop.parent / ".gitignore").write_text("/shop/\n")
+        commit_all(shop.parent)
+        assert f"{shop / ANSWERS} is not in Git" in refused(shop)
+
+    def test_a_service_that_was_never_committed(self, shop: Path) -> None:
+        shutil.rmtree(shop / ".git")
+        git(shop, "init", "--quiet")
+        assert f"{shop / ANSWERS} is not in Git" in refused(shop)
 
     def test_an_update_that_breaks_off_leaves_nothing(
         self, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -326,13 +338,14 @@ class TestRefusals:
         self, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Copier writes its new version first, and only then merges what was edited."""
-        edit(shop / "README.md", "Ours.\n")
+        edited = shop / "src/shop/__main__.py"
+        edited.write_text(edited.read_text() + "# Ours.\n")
         commit_all(shop)
         killed = tmp_path / "copier"
         killed.write_text(
             "#!/bin/sh\n"
             f'test "$1" = update || exec {sys.executable} -m copier "$@"\n'
-            f"cd {shop}; echo theirs >README.md; sed -i s/1.0.0/1.1.0/ {ANSWERS}\n"
+            f"cd {shop}; sed -i '/Ours/d' {edited}; sed -i s/1.0.0/1.1.0/ {ANSWERS}\n"
             "kill -9 $PPID\n"
         )
         killed.chmod(0o755)
@@ -341,7 +354,7 @@ class TestRefusals:
             command(shop, "update", fails=True)
         assert "broke off in the middle" in refused(shop)
         command(shop, "update", "--restart")
-        assert (shop / "README.md").read_text().startswith("Ours.\n")
+        assert edited.read_text().endswith("# Ours.\n")
         assert versions_of(shop) == {"1.1.0"}
 
     def test_files_that_git_does_not_show_are_changes_as_well(self, shop: Path) -> None:

@@ -105,6 +105,7 @@ def update(
     _undo_what_broke_off(restart=restart)
     _refuse_conflicts()
     wanted = _chosen(_parts(), slices)
+    _refuse_unknown_to_git(wanted)
     behind = [
         part
         for part in wanted
@@ -245,6 +246,17 @@ def _restore(folder: Path) -> None:
     _git("restore", "--source=HEAD", "--staged", "--worktree", "--", str(folder))
     _git("clean", "--quiet", "--force", "-d", "--", str(folder))
     _mark().unlink(missing_ok=True)
+
+
+def _refuse_unknown_to_git(parts: list[Part]) -> None:
+    """A folder that is ignored looks clean, and nothing brings back what an update changes."""
+    for part in parts:
+        answers = part.folder / _ANSWERS
+        if not _git("ls-files", "--", str(answers)):
+            sys.exit(
+                f"{answers} is not in Git. Copier merges into what is committed: commit the"
+                f" service and its slices, then run `{_command()} update` again."
+            )
 
 
 def _refuse_dirty(part: Part) -> None:
