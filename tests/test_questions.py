@@ -307,7 +307,7 @@ class TestSliceRefusals:
             ("amount:decimal(2,3)", "amount has 3 digits behind the point, of 2 in all"),
             ("a:euros b:decimal", "b:decimal does not say"),
             ("a:money a_amount:int", "a_amount is there twice: name each field once (price:money"),
-            ("a_currency:str a:money?", "a_currency is there twice: a:money? is stored in a column"),
+            ("a_currency:str a:money?", "a_currency is there twice: a:money? is stored"),
             ("composite:str", "composite is what the generated code calls a type"),
         ],
     )
