@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, Template, commit_all, jinja, macros
 
-TYPES = "str text int float decimal(12,2) money bool date datetime uuid".split()
+NUMBERS = ["int", "float", "decimal(12,2)", "money"]
+TYPES = ["str", "text", *NUMBERS, "bool", "date", "datetime", "uuid"]
 SOME_OF_EACH = " ".join(f"a_{kind[:5]}:{kind}" for kind in TYPES)
 OPTIONAL_OF_EACH = " ".join(f"a_{kind[:5]}:{kind}?" for kind in TYPES)
 LISTENS_TWICE = "payments.PaymentCreated payments.PaymentRefunded"
