@@ -85,7 +85,7 @@ class TestWithoutEdits:
 
     @pytest.mark.parametrize(
         ("service", "tags"),
-        zip(SERVICES, [("3.0.0",), ("2.0.0", "3.0.0")], strict=True),
+        [*zip(SERVICES, [("3.0.0",), ("2.0.0", "3.0.0")], strict=True)],
         ids=["jump", "steps"],
     )
     def test_of_everything(
