@@ -99,8 +99,8 @@ class Relay:
         self._due_known = False
         self._awake = asyncio.Event()
         self._stopping = False
-        self._waker: Waker | None = None
         if resources.database is not None:
+            self._waker = Waker(resources.database, self.wake)
             self._claims = Claims(resources.database, resources.clock, lease=options.lease)
 
     def use(self, wanted: Iterable[Wanted], subscriptions: Mapping[str, int]) -> None:
@@ -127,8 +127,7 @@ class Relay:
     def committed(self, stored: Sequence[Mapping[str, Any]]) -> None:
         """Events were committed here: look at once, and let others look."""
         self.wake()
-        if self._waker is not None:
-            self._waker.tell()
+        self._waker.tell()
 
     def shuffle(self, seed: str) -> None:
         """From now on run one delivery at a time, any of those that are ready; for tests."""
@@ -142,7 +141,6 @@ class Relay:
     async def run(self) -> None:
         """Deliver until `stop`; survives a database that is away for a while."""
         self.alive = True
-        self._waker = Waker(self._database, self.wake)
         beside = (self._waker.run(), self._keep(), self._look_after(), self._keep_house())
         helpers = [asyncio.create_task(one) for one in beside]
         try:
@@ -158,12 +156,16 @@ class Relay:
             await self._finish()
         finally:
             self.alive = False
-            self._waker = None
             for task in [*helpers, *self._running]:
                 task.cancel()
             await asyncio.gather(*helpers, *self._running, return_exceptions=True)
             with suppress(Exception):
                 await self._claims.leave()
+            self._waker.tell()
+
+    async def close(self) -> None:
+        """Wait until others know of all that was committed here, whether this one runs or not."""
+        await self._waker.close()
 
     async def work_off(self) -> None:
         """Deliver what is due, until nothing is; for tests, and where no relay runs."""
@@ -438,6 +440,7 @@ class Relay:
         with suppress(Exception):
             await self._claims.give_back([one for ready in self._ready.values() for one in ready])
         self._ready.clear()
+        self._waker.tell()
         if self._running:
             _, late = await asyncio.wait([*self._running], timeout=self._options.grace)
             for task in late:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..engines import Database
 from ..lanes import is_behind, lock_keys, promote
+from ..waking import waking
 from .audit import Audit
 from .standing import Row, Subscribed
 
@@ -55,7 +56,7 @@ async def change_all(
     details |= {"chosen": len(chosen.ids), "deliveries": chosen.ids[:_AUDITED_IDS]}
     audit = Audit(chosen.action, chosen.filter, who=who, reason=reason, details=details)
     for ids in batched(chosen.ids):
-        async with database.writer.begin() as connection:
+        async with waking(database) as connection:
             changed = await change(connection, ids)
             await audit.add(connection, changed, now())
     return audit.count
