@@ -10,7 +10,7 @@ BACKOFF, DOWN, BREAK = 0.05, 0.2, 0.1
 MOST_LOSSES, MOST_BATCHES = 2, 3
 FOR_EVER = float("inf")
 UNFINISHED = ("waiting", "pending", "working", "dead")
-Told = tuple[tuple[int, str], str, int, str, bool, tuple[int, int, int], str | None, Any]
+Told = tuple[tuple[int, str], str, int, str, bool, tuple[int, int, int], str | None, object]
 """What there is to say of a delivery, in the order of Delivery.told."""
 
 FITTING = {"retry": ("dead", "pending"), "drop": ("dead", "pending", "waiting")}
@@ -59,7 +59,7 @@ class Delivery:
             self.due <= now,
             (self.attempts, self.losses, self.failures),
             self.error,
-            self.owner if self.state == "working" else None,
+            (self.owner, self.is_late) if self.state == "working" else None,
         )
 
     def __repr__(self) -> str:
