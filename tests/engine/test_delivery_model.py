@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from .conftest import Service, Shop, create_tables, options, until
 from .delivery_model import (
+    ALONE_AFTER,
     FOR_EVER,
-    MOST_LOSSES,
     UNFINISHED,
     Delivery,
     Lease,
@@ -287,6 +287,11 @@ class Deliveries(RuleBasedStateMachine):
         return [work for worker in self.workers for work in worker.works]
 
     @property
+    def held(self) -> list[Work]:
+        """What goes on and is still its worker's."""
+        return [work for work in self.works if work not in self.lost]
+
+    @property
     def lost(self) -> list[Work]:
         """What goes on although somebody else may have it by now."""
         return [work for work in self.works if not all(lease.holds for lease in work.leases)]
@@ -304,8 +309,8 @@ class Deliveries(RuleBasedStateMachine):
 
     @property
     def suspected(self) -> list[Listener]:
-        """Listeners during which a process died."""
-        return [one.listener for one in self.model.of("pending") if one.losses]
+        """Listeners of what may be the cause of what happened to its processes."""
+        return [one.listener for one in self.model.of("pending") if one.losses >= ALONE_AFTER]
 
     @property
     def probed(self) -> list[Listener]:
@@ -334,7 +339,7 @@ class Deliveries(RuleBasedStateMachine):
             "claim": pending,
             "claim_suspect": self.suspected,
             "claim_on_probation": self.probed,
-            "take_over": [one for one in self.works if one not in self.lost],
+            "take_over": self.held,
             "give_back": [one for worker in self.workers for one in worker.not_begun],
             "finish": self.works,
             "finish_late": self.lost,
@@ -386,11 +391,13 @@ class Deliveries(RuleBasedStateMachine):
 
     def take_over(self, draw: Draw) -> None:
         """A worker is not heard of, and goes on all the same when another has what it had."""
-        work = draw(st.sampled_from([one for one in self.works if one not in self.lost]))
-        other = self.workers[1 - work.worker.place]
+        most = max(work.leases[0].delivery.losses for work in self.held)
+        works = [work for work in self.held if work.leases[0].delivery.losses == most]
+        work = draw(st.sampled_from(works))
+        other, delivery = self.workers[1 - work.worker.place], work.leases[0].delivery
         self._lose(work.worker.claims.worker_id)
         self._expire(other)
-        self._claim(other, [work.leases[0].delivery.listener], 1, suspects=True)
+        self._claim(other, [delivery.listener], 6, suspects=delivery.losses >= ALONE_AFTER)
 
     def _claim(
         self, worker: Worker, listeners: Sequence[Listener], each: int, *, suspects: bool = False
@@ -652,8 +659,6 @@ def world(shop: Shop, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wor
     shop.slice("talk", **TALK)
     # Many failures in a row pause a listener by themselves: test_policies.py has that.
     monkeypatch.setattr(shop.module("bus.relay"), "_BREAK_AFTER", 1000)
-    # A third loss would take too many steps.
-    monkeypatch.setattr(shop.module("bus.claims"), "_MOST_LOSSES", MOST_LOSSES)
     with asyncio.Runner() as runner:
         made = World(shop, runner, url)
         runner.run(made.open())

@@ -23,7 +23,10 @@ from .policy import Failure
 Delivery = sa.Row[Any]
 """A delivery with what its listener needs to know of the event."""
 
-# A delivery whose process died this often is taken to be the cause.
+# A delivery that was lost with its process so often runs with nothing beside it: until then it may
+# well have been a neighbour of the cause, or not have begun.
+ALONE_AFTER = 2
+# So often, and it is taken to be the cause.
 _MOST_LOSSES = 3
 
 
@@ -54,7 +57,7 @@ class Claims:
     ) -> list[Delivery]:
         """Lease what is due, up to `each` for every subscription, in order.
 
-        suspects: instead, one delivery during which a process died.
+        suspects: instead, one delivery that may be what its processes died of.
         """
         busy: dict[int, bool] = {}
         is_sqlite = self._database.dialect == "sqlite"
@@ -332,7 +335,7 @@ def _is_due(suspects: bool) -> sa.ColumnElement[bool]:
         delivery.c.subscription_id == tables.subscription.c.id,
         tables.is_in("pending"),
         delivery.c.due <= _NOW,
-        delivery.c.losses > 0 if suspects else delivery.c.losses == 0,
+        delivery.c.losses >= ALONE_AFTER if suspects else delivery.c.losses < ALONE_AFTER,
     )
 
 

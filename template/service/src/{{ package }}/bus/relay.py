@@ -2,8 +2,8 @@
 
 Words: what is claimed and does not run yet is ready. A subscription is hungry if it could do with
 more, and dry if nothing more of it was due when it was looked at last. A suspect is a delivery
-during which a process died: it runs alone. A listener on probation was paused, and gets a single
-delivery, to find out whether it works again.
+that was lost with its process twice: it runs alone. A listener on probation was paused, and gets a
+single delivery, to find out whether it works again.
 """
 
 import asyncio
@@ -286,7 +286,7 @@ class Relay:
             self._awake.set()
 
     async def _run_suspect(self) -> bool:
-        """Run one delivery during which a process died, with nothing beside it."""
+        """Run one delivery that may be what its processes died of, with nothing beside it."""
         if self._running or any(self._ready.values()):
             return False
         found = await self._claims.claim(self._here, 1, suspects=True)
@@ -420,8 +420,12 @@ class Relay:
     async def _check_others(self) -> None:
         await self._fill()
         await self._claims.tell_alive([one.name for one in self._here.values()])
-        for freed in await self._claims.expire():
-            log.warning("a worker died during a delivery", delivery=freed.id, now=freed.state)
+        freed = await self._claims.expire()
+        for one in freed:
+            log.warning("a worker died during a delivery", delivery=one.id, now=one.state)
+        if freed:
+            self.wake()
+            self._waker.tell()
         if await self._claims.busy(self._here, suspects=True):
             self._suspects = True
             self._awake.set()
