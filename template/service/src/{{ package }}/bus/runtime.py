@@ -18,8 +18,8 @@ from .claims import Delivery
 from .clock import Clock
 from .context import Context
 from .discovery import Slice, find_slices
-from .engines import Database
-from .errors import WiringError
+from .engines import UNREACHABLE, Database
+from .errors import UnreachableError, WiringError
 from .idempotency import LIFETIME, KeyedBus
 from .loading import load
 from .messages import Event
@@ -35,7 +35,10 @@ from .wiring import Wiring, check
 
 
 class Runtime:
-    """A wired bus. `async with runtime:` opens its services and writes its subscriptions."""
+    """A wired bus. `async with runtime:` opens its services and writes its subscriptions.
+
+    Raises UnreachableError if it cannot write them, WiringError if what a listener wants is gone.
+    """
 
     def __init__(
         self,
@@ -108,13 +111,20 @@ class Runtime:
             constants = {one: await services.of_application(one) for one in needed}
             fill(self._resources, self._routes, self.wiring, constants, self._key_lifetime)
             if self.database is not None:
-                wanted = wanted_by(self.catalog)
-                self.relay.use(wanted, await subscribe(self.database, wanted))
+                await self._subscribe(self.database)
+                stack.push_async_callback(self.relay.close)
             self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._open.aclose()
+
+    async def _subscribe(self, database: Database) -> None:
+        wanted = wanted_by(self.catalog)
+        try:
+            self.relay.use(wanted, await subscribe(database, wanted))
+        except UNREACHABLE as error:
+            raise UnreachableError(database.unreachable(error)) from error
 
     async def settled(self, within: float = 10.0) -> None:
         """Wait until every delivery is done, those that they cause included; for tests.
