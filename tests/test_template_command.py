@@ -182,6 +182,26 @@ class TestUpdate:
         assert "colour: blue" in (shop / PAYMENTS / ANSWERS).read_text()
 
 
+    def test_an_edit_stays_where_it_is_among_lines_alike(
+        self, released: Versions, shop: Path, tmp_path: Path
+    ) -> None:
+        """The template puts a block before those that were there, and they are all alike."""
+        found = moved(released, tmp_path, shop)
+        steps = found.path / versions.SLICE / "steps.txt"
+        block = "begin\none\ntwo\nthree\nfour\nend\n"
+        edited_block = block.replace("two\n", "two\nours\n")
+        steps.write_text(block * 3)
+        found.release("1.3.0")
+        command(shop, "update", "payments")
+        edited = shop / PAYMENTS / "steps.txt"
+        edited.write_text(block + edited_block + block)
+        commit_all(shop)
+        steps.write_text(f"new\n{block}" + block * 3)
+        found.release("1.4.0")
+        command(shop, "update", "payments")
+        assert edited.read_text() == f"new\n{block}{block}{edited_block}{block}"
+
+
 def generated(folder: Path) -> dict[str, bytes]:
     return {path: text for path, text in tree(folder).items() if "_0001_" not in path}
 

@@ -29,6 +29,10 @@ _ANSWERS = ".copier-answers.yml"
 _COMMIT = re.compile(r"^_commit: *['\"]?([^'\"\n]+)", re.MULTILINE)
 _SOURCE = re.compile(r"^_src_path: *(.+(?:\n +.+)*)", re.MULTILINE)
 
+# Of a few lines alone Copier could put an edit to others that are alike; with all of the file around
+# it, what both have changed is merged line by line.
+_CONTEXT = "--context-lines=1000000"
+
 Prereleases = Annotated[bool, typer.Option("--prereleases", help="Count pre-releases, too.")]
 
 
@@ -198,7 +202,7 @@ def _standing_of(source: str, commit: str, prereleases: bool, folder: Path) -> S
 
 def _update(part: Part, options: list[str]) -> None:
     """Let Copier update a part, whose folder is clean. If it fails, the folder is as it was."""
-    command = [*_copier(), "update", "--quiet", *options, str(part.folder)]
+    command = [*_copier(), "update", "--quiet", _CONTEXT, *options, str(part.folder)]
     # Copier writes its new version first and merges afterwards: killed in between, it leaves a
     # folder that looks updated, without what was edited there.
     mark = _mark()
