@@ -1,12 +1,10 @@
 """A service that was made long ago, is worked on, has data, and is updated again and again.
 
-After each update, with the same data: migrations, `db check`, a payment over HTTP whose order comes,
-rules of style, and each of the user's edits. The rest of what a user runs (all tests with those of
-the boundaries, types, format) is checked where a life ends, for the sake of time: the versions in
-between are checked by what follows them.
+After each update, on the same database: `db upgrade`, `db check`, all data as it was, a payment
+over HTTP whose order comes, ruff, and every one of the user's edits. All tests with those of
+boundaries, and types, are run where a life ends, for the sake of time.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,8 @@ from pathlib import Path
 import lives
 import pytest
 import versions
-from conftest import Template, commit_all
-from lives import ORDERS, PAYMENTS, Conflict, Life
+from conftest import Template, commit_all, git
+from lives import ORDERS, PAYMENTS, Life
 from versions import SLICE, Versions
 
 # Later than any that there will be.
@@ -52,7 +50,9 @@ def add_count(found: Versions) -> None:
     lives.change(handlers, "import select\n", "import func, select\n")
     lives.change(router, "{% endcall -%}", COUNT_ROUTE)
     for file in (handlers, router):
-        lives.change(file, "import Change{{ entity }},", "import Change{{ entity }}, Count{{ plural }},")
+        lives.change(
+            file, "import Change{{ entity }},", "import Change{{ entity }}, Count{{ plural }},"
+        )
 
 
 COUNT_MESSAGE = """
@@ -108,16 +108,16 @@ def test_step_by_step(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
+    """A slice is added on the way."""
     found, (_, middle, *_) = released
-    life = live(young, tmp_path)
-    life.update(found.at(middle))
+    life = Life(shutil.copytree(young, tmp_path / "life") / "shop")
+    step(life, found.at(middle))
     found.at(middle).copy(life.shop / lives.SLICES / "refunds", fields="amount:int")
-    life.run("ruff", "check")
     commit_all(life.shop)
-    for template in [found.at(NOW), found.at("91.0.0"), found.at(LAST)]:
-        life.update(template)
+    for tag in (NOW, NEXT, LAST):
+        step(life, found.at(tag))
     check_all(life)
-    tell(life, record_property)
+    assert_conflicts_are_few(life, record_property)
 
 
 def test_in_one_jump(
@@ -127,7 +127,44 @@ def test_in_one_jump(
     record_property: Callable[[str, object], None],
 ) -> None:
     found, _ = released
-    life = live(young, tmp_path)
-    life.update(found.at(LAST))
+    life = Life(shutil.copytree(young, tmp_path / "life") / "shop")
+    step(life, found.at(LAST))
     check_all(life)
-    tell(life, record_property)
+    assert_conflicts_are_few(life, record_property)
+
+
+def step(life: Life, template: Template) -> None:
+    """One update, and what holds after each."""
+    events = life.rows(EVENTS)
+    life.update(template)
+    lives.assert_edits_are_there(life.shop)
+    before = life.answers
+    life.use()
+    for name, rows in before.items():
+        # A later version may answer more.
+        later = {row["id"]: row for row in life.answers[name]}
+        assert all(row.items() <= later[row["id"]].items() for row in rows)
+        assert len(later) == len(rows) + 1
+    assert life.rows(EVENTS)[: len(events)] == events
+    assert life.rows("SELECT DISTINCT state FROM bus_delivery") == [("done",)]
+    git(life.shop, "diff", "--exit-code", "HEAD")
+
+
+EVENTS = "SELECT position, id, name, version, key, payload FROM bus_event ORDER BY position"
+
+
+def check_all(life: Life) -> None:
+    """What a user runs before a commit."""
+    life.run("ruff", "format", "--check")
+    life.run("mypy")
+    life.run("pytest", "-q", "-p", "no:cacheprovider")
+    assert life.rows("SELECT priority FROM orders ORDER BY created_at LIMIT 2") == [(7,), (7,)]
+
+
+def assert_conflicts_are_few(life: Life, record_property: Callable[[str, object], None]) -> None:
+    """And each fits on a screen. What is recorded is read by `nox -s bench -- updates`."""
+    for tag, conflicts in life.conflicts.items():
+        record_property(tag, len(conflicts))
+        assert len(conflicts) <= MOST_CONFLICTS, conflicts
+        for one in conflicts:
+            assert len((one.ours + one.theirs).splitlines()) <= 30, one

@@ -105,7 +105,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Versions:
     (found.path / "copier.yml").write_text("_subdirectory: files\n")
     files = found.path / FILES
     files.mkdir()
-    (files / f"{{{{ _copier_conf.answers_file }}}}.jinja").write_text(
+    (files / "{{ _copier_conf.answers_file }}.jinja").write_text(
         "{{ _copier_answers | to_nice_yaml -}}\n"
     )
     for name in CODE:

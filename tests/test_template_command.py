@@ -181,7 +181,6 @@ class TestUpdate:
         command(shop, "update", "payments", "--defaults")
         assert "colour: blue" in (shop / PAYMENTS / ANSWERS).read_text()
 
-
     def test_an_edit_stays_where_it_is_among_lines_alike(
         self, released: Versions, shop: Path, tmp_path: Path
     ) -> None:

@@ -29,8 +29,8 @@ _ANSWERS = ".copier-answers.yml"
 _COMMIT = re.compile(r"^_commit: *['\"]?([^'\"\n]+)", re.MULTILINE)
 _SOURCE = re.compile(r"^_src_path: *(.+(?:\n +.+)*)", re.MULTILINE)
 
-# Of a few lines alone Copier could put an edit to others that are alike; with all of the file around
-# it, what both have changed is merged line by line.
+# By a few lines around it Copier could take an edit to other lines that are alike. With all of the
+# file as its context, a file that both have changed is merged line by line.
 _CONTEXT = "--context-lines=1000000"
 
 Prereleases = Annotated[bool, typer.Option("--prereleases", help="Count pre-releases, too.")]
