@@ -93,9 +93,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: `-- bus`, `-- http`, `-- scale` or `-- delivery`, and `--json FILE`."""
+    """Measure: `-- bus`, `http`, `scale`, `delivery` or `updates`, and `--json FILE`."""
     if not session.posargs:
-        session.error("which one? nox -s bench -- bus | http | scale | delivery [--json FILE]")
+        session.error("which one? nox -s bench -- bus|http|scale|delivery|updates [--json FILE]")
     name, *options = session.posargs
     environment = Path(session.create_tmp()) / "venv"
     session.run("uv", "venv", "--quiet", "--clear", f"--python={newest_python()}", str(environment))

@@ -259,6 +259,18 @@ class TestRefusals:
         printed = refused(shop, "update", "nope")
         assert "No slice nope of the template is here; there are: orders, payments." in printed
 
+    def test_slices_that_would_get_ahead_of_their_service(
+        self, released: Versions, shop: Path, tmp_path: Path
+    ) -> None:
+        found = moved(released, tmp_path, shop)
+        found.release_next(4)
+        printed = refused(shop, "update", "payments")
+        assert "service is at 1.0.0, and these slices would come to 4.0.0: only within" in printed
+        command(shop, "update", "payments", "--to", "1.1.0")
+        commit_all(shop)
+        command(shop, "update")
+        assert versions_of(shop) == {"4.0.0"}
+
     @pytest.mark.parametrize("arguments", [("update",), ("status",)])
     def test_no_answers(self, shop: Path, arguments: tuple[str]) -> None:
         (shop / ANSWERS).unlink()
