@@ -34,13 +34,13 @@ def problems(root: Path, tag: str) -> list[str]:
     version = version_of(tag)
     if version is None:
         return [f"{tag} is no version: expected such as 1.2.0 or 1.2.0rc1"]
-    versions = {found: one for one in _git(root, "tag").split() if (found := version_of(one))}
-    newest = max(versions, default=None)
+    released = {number: one for one in _git(root, "tag").split() if (number := version_of(one))}
+    newest = max(released, default=None)
     changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     note = section(changelog, tag)
     found = [*_of_the_tree(root), *_of_the_note(changelog, tag, note)]
     if newest is not None:
-        last = versions[newest]
+        last = released[newest]
         if version <= newest:
             found.append(f"{tag} is not newer than {last}, the newest tag")
         found += [*_of_migrations(root, last), *_of_changes(root, last, tag, note)]

@@ -149,7 +149,7 @@ def test_names_of_files_are_those_of_users() -> None:
 
 
 def test_command_says_what_is_wrong() -> None:
-    command = [sys.executable, ROOT / "release.py", "one"]
+    command = [sys.executable, str(ROOT / "release.py"), "one"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == (
