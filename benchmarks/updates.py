@@ -127,15 +127,11 @@ def conflicts(folder: Path) -> list[Row]:
     report = folder / "lives.xml"
     lives = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "tests/test_lives.py"]
     subprocess.run(lives, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return [
-        {
-            "life": case.attrib["name"].removeprefix("test_").replace("_", " "),
-            "update to": update.attrib["name"][:7],
-            "conflicts": int(update.attrib["value"]),
-        }
-        for case in ElementTree.parse(report).iter("testcase")
-        for update in case.iter("property")
-    ]
+    rows: list[Row] = []
+    for update in ElementTree.parse(report).iter("property"):
+        life, _, to = update.attrib["name"].partition(": ")
+        rows.append({"life": life, "update to": to, "conflicts": int(update.attrib["value"])})
+    return rows
 
 
 def main() -> None:

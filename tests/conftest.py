@@ -142,6 +142,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("COPIER_SETTINGS_PATH", raising=False)
         patch.setenv("XDG_CONFIG_HOME", os.devnull)
         patch.setenv("COPIER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        # What mypy has found out about libraries holds for all services that are made.
+        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.mktemp("mypy")))
         for who in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{who}_NAME", "Test")
             patch.setenv(f"GIT_{who}_EMAIL", "test@example.com")

@@ -48,7 +48,6 @@ class Side:
     chance: random.Random
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
-    added: set[str] = field(default_factory=set)
     written: dict[str, list[str]] = field(default_factory=dict)
 
     def change(self, folder: Path, may_rename: bool) -> None:
@@ -67,7 +66,6 @@ class Side:
             self.edits.pop(name, None)
         # Of few names: both may come to the same.
         name = f"new_{self.chance.randint(1, 3)}.txt"
-        self.added.add(name)
         (folder / name).write_text("".join(self._lines(name, 5)))
 
     def _edit(self, file: Path) -> None:
@@ -80,7 +78,6 @@ class Side:
             edit = Edit(start, stop, ())
             if not any(edit.touches(one) for one in edits):
                 edits.append(Edit(start, stop, self._lines(file.name, count)))
-        edits.sort(key=lambda one: one.start)
         file.write_text("".join(edited(lines, edits)))
 
     def _lines(self, name: str, count: int) -> tuple[str, ...]:
