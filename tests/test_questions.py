@@ -279,7 +279,7 @@ class TestSliceRefusals:
         [
             ("amount", "amount has no type. Write amount:str"),
             ("amount:int,note:str", "unknown type int,note:str"),
-            ("amount:money", "amount has the unknown type money. Types are str, text, int"),
+            ("amount:euros", "amount has the unknown type euros. Types are str, text, int"),
             ("amount:", "amount has the unknown type of nothing"),
             (":int", "Got the name of nothing"),
             ("Amount:int", "Got the name Amount"),
@@ -305,7 +305,10 @@ class TestSliceRefusals:
             ("amount:decimal(19,2)", "amount has 19 digits, expected 1 to 18"),
             ("amount:decimal(0,0)", "amount has 0 digits"),
             ("amount:decimal(2,3)", "amount has 3 digits behind the point, of 2 in all"),
-            ("a:money b:decimal", "b:decimal does not say"),
+            ("a:euros b:decimal", "b:decimal does not say"),
+            ("a:money a_amount:int", "a_amount is there twice: name each field once (price:money"),
+            ("a_currency:str a:money?", "a_currency is there twice: a:money? is stored"),
+            ("composite:str", "composite is what the generated code calls a type"),
         ],
     )
     def test_fields(self, template: Template, shop: Path, fields: str, message: str) -> None:

@@ -251,7 +251,7 @@ class TestRefusals:
             ("_commit: 1.0.0\n", "", f"{PAYMENTS}/{ANSWERS} has no _commit"),
             ("_src_path: ", "source: ", f"{PAYMENTS}/{ANSWERS} has no _src_path"),
             ("_commit: 1.0.0", "_commit: 0.7.0", "Unknown revision: '0.7.0'"),
-            ("fields: amount:int", "fields: amount:money", "amount has the unknown type money"),
+            ("fields: amount:int", "fields: amount:euros", "amount has the unknown type euros"),
             ("fields: amount:int\n", "", '"fields" is required'),
             ("fields: amount:int", "fields: [", f'{PAYMENTS}/{ANSWERS}", line '),
             ("born: payments", "born: refunds", "This slice was born as refunds"),

@@ -1,0 +1,97 @@
+"""Money as a value: what it refuses, and that reckoning with it loses nothing."""
+
+import importlib
+from decimal import ROUND_UP, Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from .conftest import Shop
+
+CURRENCIES = {"EUR": 2, "JPY": 0, "KWD": 3, "CLF": 4}
+quick = settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture
+def money(shop: Shop) -> Any:
+    return importlib.import_module("shop.base.money").Money
+
+
+@st.composite
+def amounts(draw: st.DrawFn) -> tuple[Decimal, str]:
+    currency, places = draw(st.sampled_from(sorted(CURRENCIES.items())))
+    return Decimal(draw(st.integers(-(10**12), 10**12))).scaleb(-places), currency
+
+
+@quick
+@given(amounts(), st.integers(1, 50))
+def test_parts_are_the_whole_and_as_equal_as_can_be(
+    money: Any, amount: tuple[Decimal, str], parts: int
+) -> None:
+    whole = money(*amount)
+    shares = whole.split(parts)
+    assert sum((one.amount for one in shares), Decimal()) == whole.amount
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0].amount - shares[-1].amount <= Decimal(1).scaleb(-CURRENCIES[whole.currency])
+
+
+@quick
+@given(amounts(), st.integers(-(10**12), 10**12))
+def test_sums_and_differences_undo_each_other(
+    money: Any, amount: tuple[Decimal, str], units: int
+) -> None:
+    one = money(*amount)
+    other = money(Decimal(units).scaleb(-CURRENCIES[one.currency]), one.currency)
+    assert (one + other) - other == one
+    assert -(one - other) == other - one
+    assert (one < other) == (one.amount < other.amount)
+    assert hash(one) == hash(money(one.amount, one.currency))
+
+
+def test_it_is_rounded_as_is_asked_for(money: Any) -> None:
+    one = money(Decimal("0.05"), "EUR")
+    assert one.times(Decimal("0.5")) == money(Decimal("0.02"), "EUR")
+    assert one.times(Decimal("0.5"), ROUND_UP) == money(Decimal("0.03"), "EUR")
+    assert one.times(3) == money(Decimal("0.15"), "EUR")
+
+
+@pytest.mark.parametrize("amount", ["9.5", 9.5, "9.50", "9.500"])
+def test_json_has_all_places(money: Any, amount: object) -> None:
+    json = TypeAdapter(money)
+    read = json.validate_python({"amount": amount, "currency": "EUR"})
+    assert json.dump_python(read, mode="json") == {"amount": "9.50", "currency": "EUR"}
+    assert str(read) == "9.50 EUR"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"amount": "9.555", "currency": "EUR"}, "9.555 is no amount of EUR, 9.56 would be"),
+        ({"amount": "1.5", "currency": "JPY"}, "1.5 is no amount of JPY"),
+        ({"amount": "1", "currency": "eur"}, "should match pattern"),
+        ({"amount": "NaN", "currency": "EUR"}, "finite"),
+        ({"amount": "123456789012345", "currency": "EUR"}, "more than 14 digits"),
+        ({"amount": "1"}, "currency"),
+        ({"amount": "1", "currency": "EUR", "vat": "1"}, "vat"),
+        ("1 EUR", "dictionary"),
+    ],
+)
+def test_what_is_no_money_is_refused(money: Any, given: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(money).validate_python(given)
+
+
+@pytest.mark.parametrize(
+    "reckon", [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a < b, lambda a, b: a >= b]
+)
+def test_two_currencies_do_not_mix(money: Any, reckon: Any) -> None:
+    errors = importlib.import_module("shop.base.errors")
+    one, other = money(Decimal(1), "EUR"), money(Decimal(1), "USD")
+    assert one != other
+    with pytest.raises(errors.Invalid, match="different currencies"):
+        reckon(one, other)
