@@ -17,6 +17,18 @@ class IdempotencyKeyError(ValueError):
     """Whoever sent a command chose a bad idempotency key, or reused one; the message tells them."""
 
 
+class EventTokenError(ValueError):
+    """Whoever sent a query gave something back as a token that is none; the message tells them."""
+
+
+class NeverSeenError(RuntimeError):
+    """What a query waits for will not happen by itself: a person has to see to a delivery."""
+
+
+class NotSeenInTimeError(TimeoutError):
+    """A read model has not seen in time what a query was to wait for."""
+
+
 class UnitDoomedError(BusError):
     """A nested send failed and its caller went on: nothing of this unit can be committed."""
 
