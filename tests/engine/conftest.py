@@ -274,9 +274,9 @@ def options(shop: Shop, **changed: float) -> Any:
     return shop.module("bus.relay").RelayOptions(**changed)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Let others run until the condition holds."""
-    async with asyncio.timeout(10):
+async def until(condition: Callable[[], bool], within: float = 10) -> None:
+    """Let others run until the condition holds; within so many seconds."""
+    async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

@@ -441,7 +441,8 @@ class Deliveries(RuleBasedStateMachine):
     def _go_on(self, work: Work, how: str | None = None) -> None:
         """Until it stands still in a listener, or is over; whichever the model says."""
         seen = self.world.shop.seen
-        self.do(until(lambda: bool(seen) or work.task.done()))
+        # Nothing that it waits for is held by what stands still: only the machine can be slow.
+        self.do(until(lambda: bool(seen) or work.task.done(), within=60))
         try:
             lease = work.course.send(how)
         except StopIteration:
