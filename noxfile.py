@@ -93,9 +93,10 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: `-- bus`, `http`, `scale`, `delivery` or `updates`, and `--json FILE`."""
+    """Measure: `-- bus`, `http`, `scale`, `delivery`, `updates` or `rebuild`, and `--json FILE`."""
     if not session.posargs:
-        session.error("which one? nox -s bench -- bus|http|scale|delivery|updates [--json FILE]")
+        which = "bus | http | scale | delivery | updates | rebuild"
+        session.error(f"which one? nox -s bench -- {which} [--json FILE]")
     name, *options = session.posargs
     environment = Path(session.create_tmp()) / "venv"
     session.run("uv", "venv", "--quiet", "--clear", f"--python={newest_python()}", str(environment))

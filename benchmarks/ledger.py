@@ -32,7 +32,8 @@ class Post(Command[None]):
     "models": """
 from uuid import UUID
 from sqlalchemy.orm import Mapped
-from {package}.base.database import Entity
+from sqlalchemy.orm import mapped_column
+from {package}.base.database import Base, Entity
 
 class Entry(Entity):
     __tablename__ = "ledger_entries"
@@ -42,6 +43,11 @@ class Copy(Entity):
     __tablename__ = "ledger_copies"
     entry_id: Mapped[UUID]
     amount: Mapped[int]
+
+class Total(Base):
+    __tablename__ = "ledger_totals"
+    amount: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    count: Mapped[int]
 """,
     "handlers": """
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -60,7 +66,7 @@ async def post(command: Post, session: AsyncSession, bus: Bus) -> None:
 from sqlalchemy.ext.asyncio import AsyncSession
 from {package}.bus import listen
 from .contracts import Posted
-from .models import Copy
+from .models import Copy, Total
 
 started = dict[int, float]()
 """,

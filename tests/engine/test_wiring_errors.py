@@ -1,10 +1,11 @@
 """What does not fit together stops the start, with file, line and what to do."""
 
+import re
 import textwrap
 
 import pytest
 
-from .conftest import Shop
+from .conftest import Shop, notes
 
 PAYMENTS = """
     class PaymentCreated(Event, key="payment_id"):
@@ -464,3 +465,49 @@ def test_all_that_does_not_fit_is_told_at_once(shop: Shop) -> None:
     messages = "class A(Command[None]): ...\nclass B(Command[None]): ...\nclass C(Command): ..."
     shop.slice("payments", messages=messages)
     assert len(shop.refusal().splitlines()) >= 3
+
+
+READ_MODELS = """
+    class Copy(Base):
+        __tablename__ = "notes_copies"
+        text: Mapped[str] = mapped_column(primary_key=True)
+    class Numbered(Base):
+        __tablename__ = "notes_numbered"
+        id: Mapped[int] = mapped_column(primary_key=True)
+    class Child(Base):
+        __tablename__ = "notes_children"
+        text: Mapped[str] = mapped_column(sa.ForeignKey("notes_copies.text"), primary_key=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mark", "returns", "complaint"),
+    [
+        ("projects=Copy", "None", 'a read model is made of all events: add start="beginning"'),
+        ('projects=Copy, start="beginning"', "Run | None", "returns no command"),
+        ('projects=NoteWritten, start="beginning"', "None", "of its own slice.*got NoteWritten"),
+        ('projects=(Copy, Entity), start="beginning"', "None", "of its own slice.*got Entity"),
+        ('projects=Numbered, start="beginning"', "None", "Numbered .* no number that the database"),
+        ('projects=Child, start="beginning"', "None", "Child .* no foreign keys"),
+        ("projects=Copy, inline=True", "None", "are for deliveries. Drop `inline`"),
+    ],
+)
+def test_read_model_that_could_not_be_made_anew(
+    shop: Shop, mark: str, returns: str, complaint: str
+) -> None:
+    listener = f"@listen({mark})\nasync def keep(event: NoteWritten) -> {returns}: return None"
+    notes(shop, models=READ_MODELS, listeners=listener)
+    told = shop.refusal()
+    assert re.search(complaint, told)
+    assert shop.at("notes/listeners.py", "@listen") in told
+    assert len(told.splitlines()) == 1
+
+
+def test_read_model_of_two_listeners(shop: Shop) -> None:
+    listener = """
+        @listen(start="beginning", projects=Copy)
+        async def {}(event: NoteWritten) -> None: ...
+    """
+    notes(shop, models=READ_MODELS, listeners=listener.format("one") + listener.format("two"))
+    told = shop.refusal()
+    assert re.search(r"two: Copy is made by notes\.one already \(.*let one listener take", told)

@@ -5,6 +5,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+import sqlalchemy as sa
 import structlog
 from fastapi import Depends, FastAPI
 
@@ -31,12 +32,13 @@ def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = 
     """
     runtime = build(
         PACKAGE,
-        database=Database(settings.database_url),
+        database=Database(settings.database_url, replica=settings.database_replica_url),
         settings=[settings],
         slices=settings.slices,
         overrides=overrides,
         relay=settings.relay,
         key_lifetime=dt.timedelta(hours=settings.idempotency_hours),
+        catch_up=settings.catch_up_seconds,
     )
     modules = [module for found in runtime.catalog.modules.values() for module in found]
     known = [type(settings), *settings_classes([auth, *modules])]
@@ -50,13 +52,21 @@ class StartError(Exception):
 
 
 async def check_database(database: Database) -> None:
-    """Raises StartError if the database cannot be reached or written to, or is behind the code."""
+    """Raises StartError if the database cannot be reached or written to, or is behind the code.
+
+    What queries are to ask instead, a replica, has to be reachable as well.
+    """
     try:
         async with database.writer.connect():
             pass
         standing = await Branches(PACKAGE).compare(database)
     except UNREACHABLE as error:
         raise StartError(database.unreachable(error)) from error
+    try:
+        async with database.queries.connect():
+            pass
+    except UNREACHABLE as error:
+        raise StartError(database.unreachable(error, replica=True)) from error
     if standing.behind:
         raise StartError(
             f"The database {database} is behind the code (it lacks"
@@ -68,7 +78,10 @@ async def check_database(database: Database) -> None:
 
 @asynccontextmanager
 async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runtime]:
-    """Check the database, open the bus, and deliver events meanwhile. Raises StartError."""
+    """Check the database, open the bus, and deliver events meanwhile.
+
+    Raises StartError, or what the runtime raises when it opens.
+    """
     if runtime.database is None:
         raise StartError("The service needs a database.")
     try:
@@ -141,6 +154,18 @@ def _add_probes(app: FastAPI, runtime: Runtime) -> None:
         except Exception:
             log.exception("readiness check failed")
             checks["database"] = "not reachable"
+        if runtime.database and runtime.database.has_replica:
+            checks["replica"] = await _replica_check(runtime.database)
         if set(checks.values()) != {"ok"}:
             raise Unavailable("The service is not ready; checks says why.", checks=checks)
         return {**checks, "deliveries": deliveries}
+
+
+async def _replica_check(database: Database) -> str:
+    try:
+        async with database.queries.connect() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+    except UNREACHABLE:
+        log.exception("the replica does not answer")
+        return "not reachable"
+    return "ok"

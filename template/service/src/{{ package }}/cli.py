@@ -25,13 +25,14 @@ from .bus import WiringError
 from .bus.contracts import ContractError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
-from .bus.errors import OperationError
+from .bus.errors import OperationError, UnreachableError
 from .bus.runtime import Runtime, build, choose
 from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
 from .cli_changes import changes
 from .cli_contracts import contracts
 from .cli_events import events
+from .cli_projections import projections
 from .cli_template import template
 from .settings import Settings
 
@@ -42,6 +43,7 @@ auth.add_commands(cli)
 cli.add_typer(contracts, name="contracts")
 cli.add_typer(events, name="events")
 events.add_typer(changes)
+cli.add_typer(projections, name="projections")
 cli.add_typer(template, name="template")
 
 # The logs are the service's own.
@@ -72,6 +74,7 @@ def _told_in_a_line(then: str = "") -> Iterator[None]:
         SettingsError,
         OperationError,
         ContractError,
+        UnreachableError,
     ) as error:
         sys.exit(f"{error}{then}")
     except ValidationError as error:
@@ -162,7 +165,8 @@ def _start_again(host: str, port: int, sockets: list[socket]) -> None:
 
 
 async def _check_database() -> None:
-    database = Database(Settings().database_url)
+    settings = Settings()
+    database = Database(settings.database_url, replica=settings.database_replica_url)
     try:
         await check_database(database)
     finally:

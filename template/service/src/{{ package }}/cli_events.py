@@ -142,18 +142,21 @@ def export(
 def run_operations(do: Callable[[Operations], Awaitable[T]]) -> T:
     """Do something with the operations of the service's database."""
 
-    async def run() -> T:
-        database = Database(Settings().database_url)
-        try:
-            return await do(Operations(database, build(PACKAGE, database=database).catalog))
-        except UNREACHABLE as error:
-            # Most likely it is away, or behind the code.
-            await check_database(database)
-            raise StartError(f"The database {database} does not answer: {error}") from error
-        finally:
-            await database.close()
+    database = Database(Settings().database_url)
+    operations = Operations(database, build(PACKAGE, database=database).catalog)
+    return asyncio.run(reaching(database, lambda: do(operations)))
 
-    return asyncio.run(run())
+
+async def reaching(database: Database, do: Callable[[], Awaitable[T]]) -> T:
+    """Do something with a database, and close it. Raises StartError if it does not answer."""
+    try:
+        return await do()
+    except UNREACHABLE as error:
+        # Most likely it is away, or behind the code.
+        await check_database(database)
+        raise StartError(f"The database {database} does not answer: {error}") from error
+    finally:
+        await database.close()
 
 
 def _show_delivery(delivery: Row) -> None:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..bus import Bus, Command, Context, User
+from ..bus.bus import Listeners
 from ..bus.context import is_correlation_id, new_correlation_id
 from ..bus.idempotency import KeyedBus
 from . import problems
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PROBES = {"/healthz", "/readyz"}
 _IDEMPOTENCY_KEY = "Idempotency-Key"
+_EVENT_TOKEN = "Event-Token"
 _READING = {"GET", "HEAD"}
 
 log = structlog.stdlib.get_logger(__name__)
@@ -37,14 +39,27 @@ class RequestBus(KeyedBus):
 
     __slots__ = ()
 
-    async def send(self, command: Command[R], *, idempotency_key: str | None = None) -> R:
+    async def send(
+        self,
+        command: Command[R],
+        *,
+        idempotency_key: str | None = None,
+        after: str | None = None,
+        seen_by: Listeners = (),
+    ) -> R:
         """Send as the Bus does, but raise RuntimeError for a ValidationError of the handler's."""
         try:
-            return await super().send(command, idempotency_key=idempotency_key)
+            return await super().send(
+                command, idempotency_key=idempotency_key, after=after, seen_by=seen_by
+            )
         except ValidationError as error:
             raise RuntimeError(
                 f"What handles {type(command).__name__} made something that is not valid"
             ) from error
+
+    def _tell(self, token: str) -> None:
+        """Note what a send has published, beside what others of this request did."""
+        super()._tell(", ".join(filter(None, [self.published, token])))
 
 
 IdempotencyKey = Annotated[
@@ -53,6 +68,17 @@ IdempotencyKey = Annotated[
         alias=_IDEMPOTENCY_KEY,
         description="Send a request again under its key, such as a UUID, and it takes effect once:"
         " the answer is that to the first. 1 to 200 printable ASCII characters.",
+    ),
+]
+
+
+EventToken = Annotated[
+    str | None,
+    Header(
+        alias=_EVENT_TOKEN,
+        description="Wait until this shows what was changed before: the Event-Token of the answer"
+        " to that request, or several with commas in between. 504 if it takes too long, 424 if it"
+        " needs somebody's help first.",
     ),
 ]
 
@@ -66,7 +92,8 @@ async def bus_of(
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
     key = None if request.method in _READING else idempotency_key
     bus: Bus = request.app.state.runtime.bus(context, key)
-    return RequestBus(bus._routes, context, key)
+    state.bus = RequestBus(bus._routes, context, key)
+    return state.bus
 
 
 BusDep = Annotated[Bus, Depends(bus_of)]
@@ -111,6 +138,8 @@ class RequestContext:
     """ASGI middleware: gives each request its correlation id, its line in the log, its answer.
 
     X-Correlation-ID is taken from the request if it is harmless, made otherwise, and sent back.
+    An answer has the Event-Token of what was published for it.
+
     Exceptions that nothing else handles are logged and answered here, so that the answer and the
     log carry the id, too.
     """
@@ -128,10 +157,10 @@ class RequestContext:
         state = scope.setdefault("state", {})
         state.update(correlation_id=correlation_id, trace=_trace(headers))
         with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
-            await self._answer(scope, receive, send, correlation_id)
+            await self._answer(scope, receive, send, state)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, correlation_id: str
+        self, scope: Scope, receive: Receive, send: Send, state: Mapping[str, Any]
     ) -> None:
         began = time.perf_counter()
         status: int | None = None
@@ -140,7 +169,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Correlation-ID"] = correlation_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Correlation-ID"] = state["correlation_id"]
+                if "bus" in state and (token := state["bus"].published):
+                    headers[_EVENT_TOKEN] = token
             await send(message)
 
         try:

@@ -16,7 +16,13 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from ..bus import Command, IdempotencyKeyError
+from ..bus import (
+    Command,
+    EventTokenError,
+    IdempotencyKeyError,
+    NeverSeenError,
+    NotSeenInTimeError,
+)
 from .errors import (
     Conflict,
     Invalid,
@@ -65,7 +71,10 @@ def install(app: FastAPI) -> None:
     """
     app.add_exception_handler(ProblemError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(IdempotencyKeyError, _bad_key)
+    app.add_exception_handler(IdempotencyKeyError, _bad_header)
+    app.add_exception_handler(EventTokenError, _bad_header)
+    app.add_exception_handler(NeverSeenError, _never_seen)
+    app.add_exception_handler(NotSeenInTimeError, _late)
     app.add_exception_handler(ValidationError, _refused_by_command)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(StaleDataError, _stale)
@@ -154,8 +163,20 @@ def _invalid_fields(request: Request, found: Iterable[Any]) -> JSONResponse:
     return _problem(request, Invalid.status, Invalid.title, detail, errors=errors)
 
 
-async def _bad_key(request: Request, error: Exception) -> JSONResponse:
+async def _bad_header(request: Request, error: Exception) -> JSONResponse:
     return _problem(request, Invalid.status, Invalid.title, str(error))
+
+
+async def _never_seen(request: Request, error: Exception) -> JSONResponse:
+    log.error("a query waits for what nobody will do", error=str(error))
+    detail = "What this reads has failed to take over a change; somebody has to see to that first."
+    return _problem(request, 424, "Failed dependency", detail)
+
+
+async def _late(request: Request, error: Exception) -> JSONResponse:
+    log.warning("a query has waited too long", error=str(error))
+    detail = "What this reads has not taken over the change yet. It will: ask again later."
+    return _problem(request, 504, "Not in time", detail)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

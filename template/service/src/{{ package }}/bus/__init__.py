@@ -2,7 +2,15 @@
 
 from .bus import Bus, QueryBus
 from .context import Context, User
-from .errors import BusError, IdempotencyKeyError, UnitDoomedError, WiringError
+from .errors import (
+    BusError,
+    EventTokenError,
+    IdempotencyKeyError,
+    NeverSeenError,
+    NotSeenInTimeError,
+    UnitDoomedError,
+    WiringError,
+)
 from .marks import Proceed, guard, handle, listen, upcast
 from .messages import Command, Event, Message, Query, View
 from .policy import GiveUp, Pause, Retry
@@ -13,9 +21,12 @@ __all__ = [
     "Command",
     "Context",
     "Event",
+    "EventTokenError",
     "GiveUp",
     "IdempotencyKeyError",
     "Message",
+    "NeverSeenError",
+    "NotSeenInTimeError",
     "Pause",
     "Proceed",
     "Query",

@@ -1,7 +1,7 @@
 """What handlers, listeners and routers hold: send a message, publish an event."""
 
 import datetime as dt
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,11 @@ Route = Callable[[Any, "Bus"], Coroutine[Any, Any, Any]]
 KeyedRoute = Callable[[Any, "Bus", str], Coroutine[Any, Any, Any]]
 """The same for a command that is sent with an idempotency key."""
 
+Listeners = Iterable[Callable[..., Any]]
+
+WaitingRoute = Callable[[Any, "Bus", str, Listeners], Coroutine[Any, Any, Any]]
+"""The same for a query that is sent with a token of events, and the listeners to wait for."""
+
 
 class RouteTable(dict[type, Route]):
     """The routes by type of message; what is not there is explained."""
@@ -29,6 +34,7 @@ class RouteTable(dict[type, Route]):
     def __init__(self) -> None:
         super().__init__()
         self.keyed: dict[type, KeyedRoute] = {}
+        self.waiting: dict[type, WaitingRoute] = {}
 
     def __missing__(self, message: type) -> Route:
         raise BusError(
@@ -40,18 +46,30 @@ class RouteTable(dict[type, Route]):
         """Put something around every route; for tests."""
         self.update({kind: around(route) for kind, route in self.items()})
         self.keyed.update({kind: around(route) for kind, route in self.keyed.items()})
+        self.waiting.update({kind: around(route) for kind, route in self.waiting.items()})
 
     def send_keyed(self, message: Any, bus: "Bus", key: str) -> Coroutine[Any, Any, Any]:
         """Take the route for messages with a key; queries, which change nothing, have none."""
         keyed = self.keyed.get(type(message))
         return keyed(message, bus, key) if keyed else self[type(message)](message, bus)
 
+    def send_after(
+        self, query: Any, bus: "Bus", token: str, seen_by: Listeners
+    ) -> Coroutine[Any, Any, Any]:
+        """Take the route for queries that wait. Raises BusError for any other message."""
+        kind = type(query)
+        if kind not in self.waiting and self[kind]:
+            raise BusError(
+                f"{kind.__name__} is no query: what changes something waits for nothing."
+            )
+        return self.waiting[kind](query, bus, token, seen_by)
+
 
 class QueryBus:
     """A bus that only asks. Each handler gets one of its own, bound to its unit of work."""
 
     # The scope is there only while a message runs that asks for services of its own.
-    __slots__ = ("_depth", "_routes", "_scope", "_unit", "context")
+    __slots__ = ("_depth", "_published", "_routes", "_scope", "_unit", "context")
 
     _scope: Any
 
@@ -65,6 +83,7 @@ class QueryBus:
         self._routes = routes
         self._unit = unit
         self._depth = depth
+        self._published = ""
         self.context = context
 
     @property
@@ -90,17 +109,37 @@ class Bus(QueryBus):
 
     __slots__ = ()
 
+    @property
+    def published(self) -> str:
+        """A token that names the events which the last send on this bus has published.
+
+        Of those that published something; '' if none did. For the bus of a request, not of a
+        handler. What listeners publish in their turn is not meant.
+        """
+        return self._published
+
     def send(
-        self, command: Command[R], *, idempotency_key: str | None = None
+        self,
+        command: Command[R],
+        *,
+        idempotency_key: str | None = None,
+        after: str | None = None,
+        seen_by: Listeners = (),
     ) -> Coroutine[Any, Any, R]:
         """Await what the command's handler returns; it is committed by then.
 
         Under an idempotency key the user's same command runs once, and is answered with the first
         result when it is sent again. Raises IdempotencyKeyError if it came with other data before.
 
+        A query waits until these listeners have seen the events that a token names (see
+        `published`): `bus.send(ListOrders(), after=token, seen_by=[list_order])`. Raises
+        EventTokenError, NotSeenInTimeError, and NeverSeenError if that needs a person first.
+
         Raises what the handler or a guard raises, and BusError if the bus is used wrongly. Within
         a unit of work a failed send dooms the whole unit, unless it was sent in a `savepoint()`.
         """
+        if after is not None or seen_by:
+            return self._routes.send_after(command, self, after or "", seen_by)
         if idempotency_key is None:
             return self._routes[type(command)](command, self)
         return self._routes.send_keyed(command, self, idempotency_key)
@@ -133,6 +172,10 @@ class Bus(QueryBus):
         if self._unit is None:
             raise BusError("What is cancelled is part of a unit of work: cancel in a handler.")
         self._unit.cancel(event, key, self._depth)
+
+    def _tell(self, token: str) -> None:
+        """Note what a send on this bus has published; for the unit of work."""
+        self._published = token
 
     def within(self, context: Context, call: Route, message: Any) -> Coroutine[Any, Any, Any]:
         """Run a part of this unit of work in another context; for the relay."""

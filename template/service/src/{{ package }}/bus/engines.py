@@ -1,4 +1,4 @@
-"""The database as two engines: one that writes, one that cannot."""
+"""The database as engines: one that writes, one that cannot, and one for queries."""
 
 import asyncio
 import os
@@ -39,57 +39,85 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 class Database:
     """A database by its URL, `sqlite:///shop.db` or `postgresql://user:password@host/name`.
 
-    Raises WiringError for any other kind of database, for SQLite in memory, which the writer and
-    the readers could not share, and for options that the driver does not know.
+    replica: the URL of a PostgreSQL server that follows this one; queries ask that instead. Raises
+    WiringError for any other kind of database, for SQLite in memory, which the writer and the
+    readers could not share, and for options that the driver does not know.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, replica: str | None = None, pool_size: int = 10) -> None:
         # On SQLite one delivery at a time queues for the only writer: requests need not wait for
         # more than one.
         self.turn = asyncio.Lock()
-        self.url, self._given = _async_url(url), url
+        self.url, self._given, self._replica = _async_url(url), url, replica
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
             # One writer per process: more only wait for each other inside SQLite, and longer.
             self.writer = _sqlite_engine(self.url, pool_size=1, readonly=False)
             self.reader = _sqlite_engine(self.url, pool_size=pool_size, readonly=True)
         else:
-            self.writer = create_async_engine(
-                self.url, pool_size=pool_size, isolation_level="READ COMMITTED"
-            )
-            event.listen(self.writer.sync_engine, "checkout", _drop_if_closed)
+            self.writer = _postgresql_engine(self.url, pool_size=pool_size)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
+        # What the units of work of queries read from: nothing else may lag behind.
+        self.queries = self.reader
+        if replica is not None:
+            engine = _postgresql_engine(self._replica_url(replica), pool_size=pool_size)
+            self.queries = engine.execution_options(postgresql_readonly=True)
 
     def __str__(self) -> str:
         """The URL as it was given, but for the password."""
         return make_url(self._given).render_as_string()
 
-    def unreachable(self, error: BaseException) -> str:
+    def apart(self) -> AsyncEngine:
+        """An engine for one connection more, whose transactions lock nothing before they write."""
+        if self.dialect == "sqlite":
+            return _sqlite_engine(self.url, pool_size=1, readonly=False, begin="BEGIN")
+        return _postgresql_engine(self.url, pool_size=1)
+
+    @property
+    def has_replica(self) -> bool:
+        """Whether queries ask another server."""
+        return self._replica is not None
+
+    def unreachable(self, error: BaseException, *, replica: bool = False) -> str:
         """What to tell of an error in UNREACHABLE, in one line and without the password."""
         cause = getattr(error, "orig", None) or error
         text = " ".join(str(cause).split()) or type(cause).__name__
-        return f"The database {self} cannot be reached: {text}"
+        which = f"database {self}"
+        if replica and self._replica is not None:
+            which = f"replica {make_url(self._replica).render_as_string()}"
+        return f"The {which} cannot be reached: {text}"
 
     async def close(self) -> None:
         """Close all connections; the engines open new ones if they are used again."""
         await self.writer.dispose()
         if self.dialect == "sqlite":
             await self.reader.dispose()
+        if self.has_replica:
+            await self.queries.dispose()
+
+    def _replica_url(self, text: str) -> URL:
+        url = _async_url(text, "DATABASE_REPLICA_URL")
+        if "sqlite" in (self.dialect, url.get_backend_name()):
+            raise WiringError(
+                "DATABASE_REPLICA_URL: expected a PostgreSQL server that follows the one of"
+                " DATABASE_URL; SQLite has no replicas. Remove it, or move both to PostgreSQL."
+            )
+        return url
 
 
-def _async_url(text: str) -> URL:
+def _async_url(text: str, setting: str = "DATABASE_URL") -> URL:
     try:
         url = make_url(text)
     except (exc.ArgumentError, ValueError):
         # What was found is not told: it may hold a password.
-        raise WiringError(f"DATABASE_URL: expected {_FORMS}, got no URL") from None
+        raise WiringError(f"{setting}: expected {_FORMS}, got no URL") from None
     backend = url.get_backend_name()
     if backend not in _DRIVERS:
-        raise WiringError(f"DATABASE_URL: expected {_FORMS}, got {backend}://")
+        raise WiringError(f"{setting}: expected {_FORMS}, got {backend}://")
     if backend == "postgresql":
-        url = url.set(query=_options(url))
+        url = url.set(query=_options(url, setting))
     elif _in_memory(url):
-        raise WiringError("DATABASE_URL: expected a file, such as sqlite:///shop.db")
+        raise WiringError(f"{setting}: expected a file, such as sqlite:///shop.db")
     return url.set(drivername=_DRIVERS[backend])
 
 
@@ -98,17 +126,23 @@ def _in_memory(url: URL) -> bool:
     return ":memory:" in name or url.query.get("mode") == "memory" or "vfs" in url.query
 
 
-def _options(url: URL) -> dict[str, Any]:
+def _options(url: URL, setting: str) -> dict[str, Any]:
     if unknown := sorted(url.query.keys() - _OPTIONS.keys()):
         raise WiringError(
-            f"DATABASE_URL: expected options among {', '.join(_OPTIONS)}, got"
+            f"{setting}: expected options among {', '.join(_OPTIONS)}, got"
             f" {', '.join(unknown)}. Remove it; PGSSLROOTCERT, PGSSLCERT and PGSSLKEY in the"
             " environment name certificates."
         )
     options = {_OPTIONS[name]: value for name, value in url.query.items()}
     if options.get("ssl", "prefer") not in _SSL_MODES:
-        raise WiringError(f"DATABASE_URL: expected sslmode to be one of {', '.join(_SSL_MODES)}")
+        raise WiringError(f"{setting}: expected sslmode to be one of {', '.join(_SSL_MODES)}")
     return options
+
+
+def _postgresql_engine(url: URL, *, pool_size: int) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=pool_size, isolation_level="READ COMMITTED")
+    event.listen(engine.sync_engine, "checkout", _drop_if_closed)
+    return engine
 
 
 def _drop_if_closed(connection: Any, *_: object) -> None:
@@ -117,7 +151,9 @@ def _drop_if_closed(connection: Any, *_: object) -> None:
         raise exc.DisconnectionError
 
 
-def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
+def _sqlite_engine(
+    url: URL, *, pool_size: int, readonly: bool, begin: str | None = None
+) -> AsyncEngine:
     engine = create_async_engine(
         url,
         poolclass=AsyncAdaptedQueuePool,
@@ -143,16 +179,16 @@ def _sqlite_engine(url: URL, *, pool_size: int, readonly: bool) -> AsyncEngine:
         cursor.execute(f"PRAGMA query_only = {int(readonly)}")
         cursor.close()
 
-    begin = "BEGIN" if readonly else "BEGIN IMMEDIATE"
+    beginning = begin or ("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
     def on_begin(connection: Connection) -> None:
         if connection.info.pop(LEFT_READONLY, False):
             connection.exec_driver_sql("PRAGMA query_only = 0")
         try:
             # One call to the driver's thread, where exec_driver_sql makes three.
-            connection.connection.run_async(lambda driver: driver.execute(begin))
+            connection.connection.run_async(lambda driver: driver.execute(beginning))
         except sqlite3.Error as error:
-            raise exc.OperationalError(begin, None, error) from error
+            raise exc.OperationalError(beginning, None, error) from error
 
     def on_invalidate(connection: Any, *_: object) -> None:
         # Closing alone would not end the transaction of a cancelled statement: SQLite keeps it, and

@@ -5,12 +5,28 @@ class WiringError(Exception):
     """The code cannot be wired: raised before the service starts; lists every finding."""
 
 
+class UnreachableError(Exception):
+    """The database was gone when the bus was to open; says which, and why, in one line."""
+
+
 class BusError(RuntimeError):
     """The bus was used in a way that would lose or corrupt something; says what to do instead."""
 
 
 class IdempotencyKeyError(ValueError):
     """Whoever sent a command chose a bad idempotency key, or reused one; the message tells them."""
+
+
+class EventTokenError(ValueError):
+    """Whoever sent a query gave something back as a token that is none; the message tells them."""
+
+
+class NeverSeenError(RuntimeError):
+    """What a query waits for will not happen by itself: a person has to see to a delivery."""
+
+
+class NotSeenInTimeError(TimeoutError):
+    """A read model has not seen in time what a query was to wait for."""
 
 
 class UnitDoomedError(BusError):

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from .bus import Bus, Route, RouteTable
+from .bus import Bus, Listeners, Route, RouteTable
 from .context import Context
 from .errors import BusError, IdempotencyKeyError
 from .messages import Command
@@ -42,11 +42,16 @@ class KeyedBus(Bus):
         self._key = key
 
     def send(
-        self, command: Command[R], *, idempotency_key: str | None = None
+        self,
+        command: Command[R],
+        *,
+        idempotency_key: str | None = None,
+        after: str | None = None,
+        seen_by: Listeners = (),
     ) -> Coroutine[Any, Any, R]:
         """Send under the request's key, if no other is given; see Bus.send."""
         key = self._key if idempotency_key is None else idempotency_key
-        return super().send(command, idempotency_key=key)
+        return super().send(command, idempotency_key=key, after=after, seen_by=seen_by)
 
 
 class Once:

@@ -31,6 +31,7 @@ class Listens:
     ordered: bool = False
     batch: int = 1
     start: Literal["now", "beginning"] = "now"
+    projects: tuple[type, ...] = ()
     policy: Policy = field(default_factory=Policy)
 
 
@@ -80,6 +81,7 @@ def listen(
     timeout: float = 60.0,
     errors: Mapping[type[BaseException], Decision] | None = None,
     start: Literal["now", "beginning"] = "now",
+    projects: type | tuple[type, ...] = (),
     aliases: tuple[str, ...] = (),
 ) -> Callable[[F], F]: ...
 def listen(
@@ -94,6 +96,7 @@ def listen(
     timeout: float = 60.0,
     errors: Mapping[type[BaseException], Decision] | None = None,
     start: Literal["now", "beginning"] = "now",
+    projects: type | tuple[type, ...] = (),
     aliases: tuple[str, ...] = (),
 ) -> F | Callable[[F], F]:
     """Mark a listener of the event, or the union of events, that is its first parameter.
@@ -112,10 +115,13 @@ def listen(
     timeout: seconds that it may take.
     errors: what these kinds of exceptions mean instead: Retry, GiveUp, or Pause the listener.
     start: what a new listener gets: what is published from now on, or all that is stored, too.
+    projects: the mapped classes, of its own slice, whose rows it makes of these events, and nobody
+    else does: a read model, which `projections rebuild` can make anew.
     aliases: names that the function had before.
     """
     policy = Policy(timeout, Retry(retries, backoff), dict(errors or {}))
-    mark = Listens(inline, aliases, ordered, batch, start, policy)
+    tables = projects if isinstance(projects, tuple) else (projects,)
+    mark = Listens(inline, aliases, ordered, batch, start, tables, policy)
     if function is not None:
         return _marked(function, mark)
     return lambda function: _marked(function, mark)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .bus import Bus, KeyedRoute, Route, RouteTable
+from .bus import Bus, KeyedRoute, Listeners, Route, RouteTable, WaitingRoute
 from .catalog import event_types, takes_list
+from .catch_up import spans_of, wait
 from .errors import BusError
 from .idempotency import LIFETIME, Once, check_key
 from .injection import Plan, Source, bind, getters_of, passing, scoped
@@ -44,20 +45,28 @@ def fill(
         needs_unit = any(plan.needs_unit for plan in plans)
         route = _query_route if issubclass(command, Query) else _command_route
         routes.messages[command] = route(resources, guarded(call), where, needs_unit=needs_unit)
-        if not issubclass(command, Query):
+        if issubclass(command, Query):
+            routes.messages.waiting[command] = _waiting_route(resources, call, guarded, where)
+        else:
             name = f"{wiring.catalog.commands[command].name}.{command.__name__}"
             once = Once(name, result_type(command), key_lifetime)
             routes.messages.keyed[command] = _keyed_route(resources, once, call, guarded, where)
     for name, wired in wiring.listeners.items():
-        call = scoped(bind(wired.plan, constants), [wired.plan], wiring.services)
-        call = _listener(wired, call)
-        mark = wired.marked.mark
-        assert isinstance(mark, Listens)
-        if mark.inline:
+        listener = listener_of(wired, constants, wiring.services)
+        if listener.mark.inline:
             for event in event_types(wired.plan.message):
-                routes.inline.setdefault(event, []).append(call)
+                routes.inline.setdefault(event, []).append(listener.call)
         else:
-            routes.listeners[name] = Listener(name, call, mark, takes_list(wired.plan.message))
+            routes.listeners[name] = listener
+
+
+def listener_of(wired: Wired, constants: Mapping[Any, object], services: Services) -> Listener:
+    """What runs when this listener gets an event; constants as for `fill`."""
+    call = scoped(bind(wired.plan, constants), [wired.plan], services)
+    mark = wired.marked.mark
+    assert isinstance(mark, Listens)
+    takes_many = takes_list(wired.plan.message)
+    return Listener(wired.marked.name, _listener(wired, call), mark, takes_many)
 
 
 def _command_route(resources: Resources, call: Route, where: str, *, needs_unit: bool) -> Route:
@@ -72,7 +81,7 @@ def _command_route(resources: Resources, call: Route, where: str, *, needs_unit:
     def route_in_unit(message: Any, bus: Bus) -> Any:
         if bus._unit is not None:
             return bus._unit.join(call, message, bus._depth)
-        return run_unit(resources, bus.context, call, message, where=where)
+        return run_unit(resources, bus.context, call, message, where=where, sender=bus)
 
     return route_in_unit
 
@@ -94,7 +103,7 @@ def _keyed_route(
         once.storable()
         # The guards decide first, whether the handler runs or its first result is given again.
         run = guarded(partial(once.run, call, key))
-        return run_unit(resources, bus.context, run, message, where=where)
+        return run_unit(resources, bus.context, run, message, where=where, sender=bus)
 
     return route
 
@@ -109,6 +118,42 @@ def _query_route(resources: Resources, call: Route, where: str, *, needs_unit: b
         return run_unit(resources, bus.context, call, message, readonly=True, where=where)
 
     return route
+
+
+def _waiting_route(
+    resources: Resources, call: Route, guarded: Callable[[Route], Route], where: str
+) -> WaitingRoute:
+    def route(query: Any, bus: Bus, token: str, seen_by: Listeners) -> Any:
+        if bus._unit is not None:
+            raise BusError(
+                f"{type(query).__name__} was sent with `after` or `seen_by` within a unit of work,"
+                " which would hold its transaction meanwhile: let the outermost query wait."
+            )
+        spans, listeners = spans_of(token), _subscriptions(resources, seen_by)
+
+        async def when_seen(query: Any, bus: Bus) -> Any:
+            assert bus._unit is not None
+            if spans:
+                await wait(bus._unit.session, spans, listeners, resources.catch_up)
+            return await call(query, bus)
+
+        run = guarded(when_seen)
+        return run_unit(resources, bus.context, run, query, readonly=True, where=where)
+
+    return route
+
+
+def _subscriptions(resources: Resources, listeners: Listeners) -> dict[int, str]:
+    """The names of these functions by their subscriptions; those that are inline have none."""
+    found = dict[int, str]()
+    for function in listeners:
+        if function not in resources.listeners:
+            called = getattr(function, "__qualname__", repr(function))
+            raise BusError(f"seen_by: expected functions with @listen of a slice, got {called}.")
+        name, subscription = resources.listeners[function]
+        if subscription is not None:
+            found[subscription] = name
+    return found
 
 
 def _behind_guards(

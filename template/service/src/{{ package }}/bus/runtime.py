@@ -18,24 +18,29 @@ from .claims import Delivery
 from .clock import Clock
 from .context import Context
 from .discovery import Slice, find_slices
-from .engines import Database
-from .errors import WiringError
+from .engines import UNREACHABLE, Database
+from .errors import UnreachableError, WiringError
 from .idempotency import LIFETIME, KeyedBus
+from .injection import Source
 from .loading import load
 from .messages import Event
 from .outbox import Outbox
 from .relay import Relay, RelayOptions
-from .routing import Routes, fill
+from .routing import Routes, fill, listener_of
 from .services import Services
 from .subscriptions import subscribe, wanted_by
 from .unit import Resources, run_unit
 from .upcasting import readers
 from .watching import Timeline, WatchedWork
 from .wiring import Wiring, check
+from .work import Listener
 
 
 class Runtime:
-    """A wired bus. `async with runtime:` opens its services and writes its subscriptions."""
+    """A wired bus. `async with runtime:` opens its services and writes its subscriptions.
+
+    Raises UnreachableError if it cannot write them, WiringError if what a listener wants is gone.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Runtime:
         database: Database | None,
         options: RelayOptions,
         key_lifetime: dt.timedelta = LIFETIME,
+        catch_up: float = 5.0,
     ) -> None:
         self.clock = Clock()
         self.catalog = catalog
@@ -54,6 +60,7 @@ class Runtime:
         self._resources = Resources(
             self._routes.messages, self._routes.inline, outbox, database, self.clock
         )
+        self._resources.catch_up = catch_up
         self.readers = readers(catalog)
         self.relay = Relay(self._resources, self._routes.listeners, self.readers, options)
         self._resources.on_commit = self.relay.committed
@@ -108,13 +115,31 @@ class Runtime:
             constants = {one: await services.of_application(one) for one in needed}
             fill(self._resources, self._routes, self.wiring, constants, self._key_lifetime)
             if self.database is not None:
-                wanted = wanted_by(self.catalog)
-                self.relay.use(wanted, await subscribe(self.database, wanted))
+                await self._subscribe(self.database)
+                stack.push_async_callback(self.relay.close)
             self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._open.aclose()
+
+    async def _subscribe(self, database: Database) -> None:
+        wanted = wanted_by(self.catalog)
+        try:
+            subscriptions = await subscribe(database, wanted)
+        except UNREACHABLE as error:
+            raise UnreachableError(database.unreachable(error)) from error
+        self.relay.use(wanted, subscriptions)
+        self._resources.listeners = {
+            one.function: (one.name, subscriptions.get(one.name)) for one in self.catalog.listeners
+        }
+
+    async def listener(self, name: str) -> Listener:
+        """A listener with the services that it asks for, to run outside of deliveries."""
+        wired, services = self.wiring.listeners[name], self.wiring.services
+        asked = [one for one, source in wired.plan.parameters if source is Source.APPLICATION]
+        constants = {one: await services.of_application(one) for one in asked}
+        return listener_of(wired, constants, services)
 
     async def settled(self, within: float = 10.0) -> None:
         """Wait until every delivery is done, those that they cause included; for tests.
@@ -151,13 +176,15 @@ def build(
     overrides: Mapping[type, object] | None = None,
     relay: RelayOptions | None = None,
     key_lifetime: dt.timedelta = LIFETIME,
+    catch_up: float = 5.0,
 ) -> Runtime:
     """Find, check and wire the slices of a service.
 
     package is the service's, such as 'shop'. slices names those that run here (all, if None). The
     functions of the others do not run, but their subscriptions are written. overrides replaces
     services by type, in tests; relay says how events are delivered, key_lifetime how long
-    idempotency keys are known. Raises WiringError with everything that does not fit.
+    idempotency keys are known, catch_up how many seconds a query waits for read models. Raises
+    WiringError with everything that does not fit.
     """
     found = find_slices(package)
     catalog = read(found, _service_modules(package))
@@ -167,7 +194,7 @@ def build(
     wiring = check(active, services)
     if database is None and (stored := wanted_by(active)):
         raise WiringError(f"{stored[0].listener} listens to stored events, which need a database.")
-    return Runtime(catalog, wiring, database, relay or RelayOptions(), key_lifetime)
+    return Runtime(catalog, wiring, database, relay or RelayOptions(), key_lifetime, catch_up)
 
 
 def choose(found: Sequence[Slice], wanted: Collection[str] | None) -> list[Slice]:

@@ -67,7 +67,9 @@ class UnitSession(AsyncSession):
     sync_session_class = _TurnTakingSession
     sync_session: _TurnTakingSession
 
-    def __init__(self, engine: AsyncEngine, log: EventLog, turn: Turn | None = None) -> None:
+    def __init__(
+        self, engine: AsyncEngine | AsyncConnection, log: EventLog, turn: Turn | None = None
+    ) -> None:
         """turn is held from the first statement to the end of the unit."""
         # Whoever still holds it when the unit is over cannot begin a transaction that nobody ends.
         super().__init__(engine, expire_on_commit=False, close_resets_only=False)
@@ -100,6 +102,10 @@ class UnitSession(AsyncSession):
         """The connection of the unit, for statements that go around the ORM."""
         found = await super().connection(*arguments, **options)
         return UnitConnection(found.engine, found.sync_connection)
+
+    async def start_over(self) -> None:
+        """Roll back, and begin anew with the next statement; for queries that wait."""
+        await super().rollback()
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -12,15 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from . import tables
 from .catalog import Catalog, event_types
 from .engines import Database
-from .errors import BusError
+from .errors import WiringError
 from .marks import Listens
 
 # Any number: processes that start at once take turns on it (PostgreSQL).
 _LOCK = 7_305_110_001
 # Whoever waits for publishers makes all that come later wait, too: briefly, and then once more.
 _LOCK_TIMEOUT = sa.text("SET LOCAL lock_timeout = '500ms'")
-_TIMED_OUT = "55P03"
+_LOCKED = ("55P03", "40P01")  # It waited too long, or for somebody who waits for it.
 _MOST_TRIES = 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,23 @@ async def subscribe(
     forgets events that a listener wants no more, and takes over its current name and settings; not
     for a start, which may be that of an older process while a newer one runs.
     """
+
+    async def subscribe() -> dict[str, int]:
+        async with database.writer.begin() as connection:
+            if database.dialect == "postgresql":
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            return {one.listener: await _subscribe(connection, one, prune=prune) for one in wanted}
+
+    return await until_locked(subscribe)
+
+
+async def until_locked(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Do what needs `lock_log`, once more if others held it; returns what that returns."""
     for tries in range(1, _MOST_TRIES + 1):
         try:
-            async with database.writer.begin() as connection:
-                if database.dialect == "postgresql":
-                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                return {
-                    one.listener: await _subscribe(connection, one, prune=prune) for one in wanted
-                }
+            return await attempt()
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _TIMED_OUT or tries == _MOST_TRIES:
+            if getattr(error.orig, "sqlstate", None) not in _LOCKED or tries == _MOST_TRIES:
                 raise
             await asyncio.sleep(0.05 * tries)
     raise AssertionError  # The last try has raised.
@@ -125,7 +135,7 @@ async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
     newest = await lock_log(connection)
     floor = await _floor(connection) if wanted.from_beginning else 0
     if floor:
-        raise BusError(
+        raise WiringError(
             f"{wanted.listener} wants all events from the beginning, but those up to position"
             f' {floor} have been removed: let it start="now".'
         )

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .bus import Bus, Route, RouteTable
+from .catch_up import token_of
 from .clock import Clock
 from .context import Context
 from .engines import LEFT_READONLY, Database
@@ -46,6 +47,10 @@ class Resources:
     database: Database | None
     clock: Clock
     on_commit: Callable[[Sequence[Mapping[str, Any]]], None] = field(default=lambda stored: None)
+    # Listeners by their functions: name, and subscription (None: inline). Filled when it opens.
+    listeners: Mapping[Callable[..., Any], tuple[str, int | None]] = field(default_factory=dict)
+    # How many seconds a query waits for them.
+    catch_up: float = 5.0
 
 
 class Completion(Protocol):
@@ -69,12 +74,13 @@ async def run_unit(
     where: str = "",
     completion: Completion | None = None,
     turn: Turn | None = None,
+    sender: Bus | None = None,
 ) -> Any:
     """Run call(message, bus) as one transaction; returns what it returns, after the commit.
 
-    turn is waited for before the first statement, and held until the end. A deadlock or a
-    serialization failure runs it again. Raises BusError if this task is already inside of a unit of
-    work.
+    turn is waited for before the first statement, and held until the end. sender is the bus that is
+    told of what was published. A deadlock or a serialization failure runs it again. Raises BusError
+    if this task is already inside of a unit of work.
     """
     outer = _current.get()
     if outer is not None and outer.is_open:
@@ -88,7 +94,10 @@ async def run_unit(
             resources, context, readonly=readonly, where=where, completion=completion, turn=turn
         )
         try:
-            return await unit.run(call, message)
+            result = await unit.run(call, message)
+            if sender is not None and (token := token_of(unit.stored)):
+                sender._tell(token)
+            return result
         except DBAPIError as error:
             if runs == _MOST_RUNS or not _is_transient(error):
                 raise
@@ -110,6 +119,7 @@ class UnitOfWork:
         "context",
         "is_open",
         "log",
+        "stored",
     )
 
     def __init__(
@@ -125,6 +135,8 @@ class UnitOfWork:
         self.context = context
         self.log = EventLog(context)
         self.is_open = True
+        # The rows of events that it has committed.
+        self.stored: Sequence[Mapping[str, Any]] = ()
         self._resources = resources
         self._readonly = readonly
         self._where = where
@@ -146,7 +158,7 @@ class UnitOfWork:
             database = self._resources.database
             if database is None:
                 raise BusError("This bus was built without a database.")
-            engine = database.reader if self._readonly else database.writer
+            engine = database.queries if self._readonly else database.writer
             self._session = UnitSession(engine, self.log, self._turn)
         return self._session
 
@@ -266,6 +278,7 @@ class UnitOfWork:
             await _to_the_end(self._session.commit_unit())
         _tell(written)
         if written.events:
+            self.stored = written.events
             self._resources.on_commit(written.events)
 
     async def _store(self) -> Written:

@@ -165,6 +165,7 @@ def _add_listener(wiring: Wiring, wired: Wired) -> Iterator[str]:
     yield from _no_proceed(wired)
     yield from _option_errors(wired)
     yield from _next_command_errors(wiring, wired)
+    yield from _projection_errors(wiring, wired)
     if all(inspect.isclass(event) and issubclass(event, Event) for event in events):
         yield from _unknown_attributes(wired, events)
 
@@ -210,6 +211,37 @@ def _option_errors(wired: Wired) -> Iterator[str]:
             f" batch={mark.batch}, retries={retry.retries}, backoff={retry.backoff},"
             f" timeout={mark.policy.timeout}."
         )
+
+
+def _projection_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:
+    """What would keep a read model from being the same when it is made anew from the log."""
+    mark, owner = wired.marked.mark, wired.marked.slice
+    assert isinstance(mark, Listens)
+    if mark.projects and not mark.inline and mark.start != "beginning":
+        yield f'{_at(wired)}: a read model is made of all events: add start="beginning".'
+    if mark.projects and wired.plan.returns not in (Any, None, NoneType):
+        yield f"{_at(wired)}: what `projects` a read model writes its rows, and returns no command."
+    for cls in mark.projects:
+        table = getattr(cls, "__table__", None)
+        if table is None or owner is None or not cls.__module__.startswith(f"{owner.package}."):
+            yield (
+                f"{_at(wired)}: expected mapped classes of its own slice in `projects`, got"
+                f" {_named(cls)}."
+            )
+            continue
+        if table.autoincrement_column is not None or table.foreign_keys:
+            yield (
+                f"{_at(wired)}: {cls.__name__} ({where(cls)}) is made anew from events alone: give"
+                " it a key that comes with them, no number that the database counts, and no"
+                " foreign keys."
+            )
+        for other in wiring.listeners.values():
+            theirs = other.marked.mark
+            if other is not wired and isinstance(theirs, Listens) and cls in theirs.projects:
+                yield (
+                    f"{_at(wired)}: {cls.__name__} is made by {other.marked.name} already"
+                    f" ({other.marked.where}): let one listener take a union of the events."
+                )
 
 
 def _next_command_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:

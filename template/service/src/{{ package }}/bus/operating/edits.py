@@ -131,7 +131,7 @@ async def _store(
     insert = sa.insert(event).values(
         id=event_id,
         **values,
-        headers={**old.headers, "edited_from": str(old.id)},
+        headers={**old.headers, "edited_from": str(old.id), "edited_for": old.subscription_id},
         correlation_id=old.correlation_id,
         causation_id=old.id,
         tx=transaction,
