@@ -142,8 +142,11 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("COPIER_SETTINGS_PATH", raising=False)
         patch.setenv("XDG_CONFIG_HOME", os.devnull)
         patch.setenv("COPIER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        # What mypy has found out about libraries holds for all services that are made.
-        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.mktemp("mypy")))
+        # What mypy has found out about libraries holds for all services that are made; the parent
+        # is the same for all of pytest-xdist's workers.
+        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "types"))
+        # Services know nothing of Hypothesis, which takes a second of each of their test runs.
+        patch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
         for who in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{who}_NAME", "Test")
             patch.setenv(f"GIT_{who}_EMAIL", "test@example.com")
