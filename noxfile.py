@@ -62,6 +62,20 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Check all that a release needs, and tag it here: `-- 1.2.0`. Pushes nothing."""
+    if len(session.posargs) != 1:
+        session.error("which version? nox -s release -- 1.2.0")
+    check = ("python", "release.py", *session.posargs)
+    session.run(*check)
+    install(session, "tests", options=("--compile-bytecode",))
+    install_service_needs(session, options=("--compile-bytecode",))
+    lives = ("tests/test_lives.py", "tests/test_random_lives.py", "tests/test_updates.py")
+    session.run("pytest", "-n2", *lives)
+    session.run(*check, "--tag")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format; `-- --fix` mends what can be mended."""
     install(session, "lint")
@@ -79,9 +93,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: `-- bus`, `http`, `scale`, `delivery` or `rebuild`, and `--json FILE`."""
+    """Measure: `-- bus`, `http`, `scale`, `delivery`, `updates` or `rebuild`, and `--json FILE`."""
     if not session.posargs:
-        which = "bus | http | scale | delivery | rebuild"
+        which = "bus | http | scale | delivery | updates | rebuild"
         session.error(f"which one? nox -s bench -- {which} [--json FILE]")
     name, *options = session.posargs
     environment = Path(session.create_tmp()) / "venv"

@@ -17,11 +17,15 @@ from jinja2.sandbox import SandboxedEnvironment
 
 ROOT = Path(__file__).parent.parent
 
+# Lines of context by which Copier finds where an edit belongs: so many as no file has.
+WHOLE_FILE = 1_000_000
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For the tests that break things; options are only heard of here."""
     parser.addoption("--seed", type=int, help="what is random is as it was with this seed")
     parser.addoption("--minutes", type=float, default=0, help="how long processes are killed")
+    parser.addoption("--lives", type=int, default=24, help="how many lives with random edits")
     parser.addoption("--report", type=Path, help="a file for what was found in that time")
 
 
@@ -99,9 +103,17 @@ class Template:
         return Path(target)
 
     def update(self, target: Path | str, *, quiet: bool = True, **answers: Any) -> None:
-        """`copier update --defaults` with answers; not quiet, with the closing message."""
+        """`copier update --defaults`, as `shop template update` calls it; not quiet, with the
+        closing message.
+        """
         copier.run_update(
-            target, data=answers, defaults=True, overwrite=True, quiet=quiet, vcs_ref=self.ref
+            target,
+            data=answers,
+            defaults=True,
+            overwrite=True,
+            quiet=quiet,
+            vcs_ref=self.ref,
+            context_lines=WHOLE_FILE,
         )
 
 
@@ -130,6 +142,11 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("COPIER_SETTINGS_PATH", raising=False)
         patch.setenv("XDG_CONFIG_HOME", os.devnull)
         patch.setenv("COPIER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        # What mypy has found out about libraries holds for all services that are made; the parent
+        # is the same for all of pytest-xdist's workers.
+        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "types"))
+        # Services know nothing of Hypothesis, which takes a second of each of their test runs.
+        patch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
         for who in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{who}_NAME", "Test")
             patch.setenv(f"GIT_{who}_EMAIL", "test@example.com")

@@ -353,15 +353,6 @@ def make_shop(template: Template, programs: str, folder: Path) -> Path:
     return shop
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_cache_of_types(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most of what mypy reads is the same for all pages."""
-    with pytest.MonkeyPatch.context() as patch:
-        # The parent is the same for all of pytest-xdist's workers.
-        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "types"))
-        yield
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(
     page: Path,

@@ -4,13 +4,16 @@ import itertools
 import os
 import py_compile
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import pytest
@@ -97,6 +100,31 @@ def test_service_passes_its_own_checks(
     run(shop, "mypy")
     database = [] if answers["database"] == "sqlite" else ["--postgresql"]
     run(shop, "pytest", "-q", "-p", "no:cacheprovider", *database)
+
+
+KILLED = """
+import os, signal
+
+def test_that_is_killed(server):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_server_of_tests_that_are_killed_does_not_outlive_them(small: Path) -> None:
+    (small / "tests/test_killed.py").write_text(KILLED)
+    # Not below pytest's own folder, which the server's user may not enter.
+    with TemporaryDirectory() as folder:
+        killed = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--postgresql", "tests/test_killed.py"],
+            cwd=small,
+            env={**os.environ, "PYTHONPATH": "src", "DATABASE_URL": "", "TMPDIR": folder},
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        deadline = time.monotonic() + 60
+        while list(Path(folder).glob("postgresql-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_service_without_slices_passes_its_own_checks(template: Template, tmp_path: Path) -> None:

@@ -27,9 +27,14 @@ def service(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def shop(service: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """Run the service's command; its status, and what it says of errors."""
+    return python(service, "-m", "shop.cli", *arguments, **environment)
+
+
+def python(service: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Run Python, with the service's code."""
     inherited = {name: text for name, text in os.environ.items() if name != "DATABASE_URL"}
     done = subprocess.run(
-        [sys.executable, "-m", "shop.cli", *arguments],
+        [sys.executable, *arguments],
         cwd=service,
         env={**inherited, "PYTHONPATH": "src", **environment},
         capture_output=True,
@@ -54,6 +59,23 @@ def test_sslmode_is_understood(service: Path) -> None:
     assert status == 1
     assert "cannot be reached" in errors
     assert "Traceback" not in errors
+
+
+# A worker that has found the database in order, just before that went away.
+GOES_AWAY = """
+import sys, shop.app, shop.cli
+async def in_order(database): pass
+shop.app.check_database = in_order
+sys.argv = ["shop", "worker"]
+shop.cli.main()
+"""
+
+
+def test_database_that_goes_away_during_the_start(service: Path) -> None:
+    status, errors = python(service, "-c", GOES_AWAY, DATABASE_URL="postgresql://localhost:1/shop")
+    assert status == 1
+    assert errors.startswith("The database postgresql://localhost:1/shop cannot be reached: ")
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,25 @@ class TestUpdate:
         command(shop, "update", "payments", "--defaults")
         assert "colour: blue" in (shop / PAYMENTS / ANSWERS).read_text()
 
+    def test_an_edit_stays_where_it_is_among_lines_alike(
+        self, released: Versions, shop: Path, tmp_path: Path
+    ) -> None:
+        """The template puts a block before those that were there, and they are all alike."""
+        found = moved(released, tmp_path, shop)
+        steps = found.path / versions.SLICE / "steps.txt"
+        block = "begin\none\ntwo\nthree\nfour\nend\n"
+        edited_block = block.replace("two\n", "two\nours\n")
+        steps.write_text(block * 3)
+        found.release("1.3.0")
+        command(shop, "update", "payments")
+        edited = shop / PAYMENTS / "steps.txt"
+        edited.write_text(block + edited_block + block)
+        commit_all(shop)
+        steps.write_text(f"new\n{block}" + block * 3)
+        found.release("1.4.0")
+        command(shop, "update", "payments")
+        assert edited.read_text() == f"new\n{block}{block}{edited_block}{block}"
+
 
 def generated(folder: Path) -> dict[str, bytes]:
     return {path: text for path, text in tree(folder).items() if "_0001_" not in path}
@@ -239,6 +258,18 @@ class TestRefusals:
     def test_an_unknown_slice(self, shop: Path) -> None:
         printed = refused(shop, "update", "nope")
         assert "No slice nope of the template is here; there are: orders, payments." in printed
+
+    def test_slices_that_would_get_ahead_of_their_service(
+        self, released: Versions, shop: Path, tmp_path: Path
+    ) -> None:
+        found = moved(released, tmp_path, shop)
+        found.release_next(4)
+        printed = refused(shop, "update", "payments")
+        assert "service is at 1.0.0, and these slices would come to 4.0.0: only within" in printed
+        command(shop, "update", "payments", "--to", "1.1.0")
+        commit_all(shop)
+        command(shop, "update")
+        assert versions_of(shop) == {"4.0.0"}
 
     @pytest.mark.parametrize("arguments", [("update",), ("status",)])
     def test_no_answers(self, shop: Path, arguments: tuple[str]) -> None:

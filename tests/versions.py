@@ -123,7 +123,8 @@ def thin(folder: Path) -> Versions:
 def history(folder: Path) -> tuple[Versions, list[str]]:
     """This repository with the template as it is now as its newest commit; versions before that.
 
-    Those are all that were released; as long as there are none, an early commit and a later one.
+    Those are all that were released, the oldest first; as long as there are none, an early commit
+    and a later one.
     Skips the test where there is no history: in a shallow clone, or in an archive.
     """
     done = subprocess.run(
@@ -131,7 +132,8 @@ def history(folder: Path) -> tuple[Versions, list[str]]:
     )
     if done.returncode or (folder / ".git" / "shallow").exists():
         pytest.skip("needs the history of this repository")
-    earlier = [tag for tag in git(folder, "tag").splitlines() if tag[0].isdigit()]
+    tags = git(folder, "tag", "--sort=version:refname").splitlines()
+    earlier = [tag for tag in tags if tag[0].isdigit()]
     if not earlier:
         changes = ("HEAD", "--", "copier.yml", "template")
         since = f"^{_FIRST_VALID}^"

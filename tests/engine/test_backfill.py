@@ -53,7 +53,7 @@ async def test_events_that_were_removed_cannot_be_had(shop: Shop, start: Start, 
     service = await start(url)
     await write(service, "a")
     await service.write("INSERT INTO bus_log (id, floor) VALUES (1, 1)")
-    with pytest.raises(shop.bus.BusError, match="have been removed"):
+    with pytest.raises(shop.bus.WiringError, match="have been removed"):
         await with_listener(shop, start, url, '(start="beginning")')
 
 

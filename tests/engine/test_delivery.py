@@ -359,7 +359,7 @@ async def test_cancelled_relay_gives_back_what_runs(shop: Shop, start: Start, ur
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert service.in_use() == 0
+    await until(lambda: service.in_use() == 0)
     assert await states(service) == [("notes.slow", "pending", 0)]
     await service.settled()
     assert shop.seen == ["a", "a"]

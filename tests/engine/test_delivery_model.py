@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from .conftest import Service, Shop, create_tables, options, until
 from .delivery_model import (
+    ALONE_AFTER,
     FOR_EVER,
-    MOST_LOSSES,
     UNFINISHED,
     Delivery,
     Lease,
@@ -93,12 +93,15 @@ TALK = {
     """,
 }
 
-# The seed decides what is tried; with `--seed` it is something else.
+# The seed decides what is tried; with `--seed` it is something else. In each round the first
+# example is one in which all goes well and the next eight are by chance: then Hypothesis would only
+# vary those that it had.
+ROUNDS = 3
 SETTINGS = settings(
     database=None,
     report_multiple_bugs=False,
     deadline=None,
-    max_examples=25,
+    max_examples=9,
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
@@ -226,26 +229,32 @@ KEYS = st.sampled_from(["a", "b", "c"])
 WHERE = st.sampled_from(
     ["", "state=dead", "key=a", "key=b", *(f"listener={one.name}" for one in LISTENERS)]
 )
-HOW = st.sampled_from([*["works"] * 5, "fails", "fails", "is down"])
-# How often a step is taken in relation to the others, if it can be; the first a bit more often.
+HOW = st.sampled_from([*["works"] * 4, "fails", "fails", "is down", "is down"])
+# How often a step is taken in relation to the others, if it can be.
 WEIGHTS = {
-    "finish": 12,
+    "finish": 10,
+    "finish_late": 4,
+    "finish_disowned": 8,
+    "take_over": 3,
+    "claim": 5,
     "claim_suspect": 4,
-    "run_out": 3,
-    "expire": 4,
-    "choose": 4,
-    "change": 3,
-    "change_late": 6,
-    "time_passes": 3,
-    "pause": 1,
-    "resume": 2,
-    "renew": 1,
-    "give_back": 1,
-    "end": 1,
+    "claim_on_probation": 6,
     "publish": 2,
     "publish_and_fail": 1,
+    "run_out": 3,
+    "expire": 4,
+    "renew": 1,
+    "renew_late": 2,
+    "give_back": 1,
+    "end": 1,
+    "choose": 3,
+    "change": 3,
+    "change_late": 6,
     "replay": 1,
-    "claim": 5,
+    "pause": 1,
+    "pause_on_probation": 6,
+    "resume": 1,
+    "time_passes": 3,
 }
 
 
@@ -278,6 +287,38 @@ class Deliveries(RuleBasedStateMachine):
         return [work for worker in self.workers for work in worker.works]
 
     @property
+    def held(self) -> list[Work]:
+        """What goes on and is still its worker's."""
+        return [work for work in self.works if work not in self.lost]
+
+    @property
+    def lost(self) -> list[Work]:
+        """What goes on although somebody else may have it by now."""
+        return [work for work in self.works if not all(lease.holds for lease in work.leases)]
+
+    @property
+    def disowned(self) -> list[Work]:
+        """What goes on although somebody else has it by now."""
+        leases = [(work, lease) for work in self.lost for lease in work.leases]
+        return [w for w, one in leases if one.delivery.state == "working" and not one.holds]
+
+    @property
+    def on_probation(self) -> list[Work]:
+        """What is to show whether a listener works again."""
+        return [work for work in self.works if work.leases[0].on_probation]
+
+    @property
+    def suspected(self) -> list[Listener]:
+        """Listeners of what may be the cause of what happened to its processes."""
+        return [one.listener for one in self.model.of("pending") if one.losses >= ALONE_AFTER]
+
+    @property
+    def probed(self) -> list[Listener]:
+        """Listeners of which one delivery may run, to show whether they work again."""
+        over = [one for one, until in self.model.pauses.items() if until <= self.model.now]
+        return [one.listener for one in self.model.of("pending") if one.listener in over]
+
+    @property
     def late(self) -> list[tuple[Any, list[Delivery]]]:
         """What was chosen of which something is being worked by now."""
         return [one for one in self.chosen if any(each.state == "working" for each in one[1])]
@@ -296,18 +337,24 @@ class Deliveries(RuleBasedStateMachine):
         unfinished = self.model.of(*UNFINISHED)
         needs: dict[str, Sequence[object]] = {
             "claim": pending,
-            "claim_suspect": [one for one in pending if one.losses],
+            "claim_suspect": self.suspected,
+            "claim_on_probation": self.probed,
+            "take_over": self.held,
             "give_back": [one for worker in self.workers for one in worker.not_begun],
             "finish": self.works,
+            "finish_late": self.lost,
+            "finish_disowned": self.disowned,
             "end": held,
             "run_out": held,
             "expire": held,
             "renew": held,
+            "renew_late": [one for one in held if one.is_late],
             "choose": unfinished,
             "change": self.chosen,
             "change_late": self.late,
             "replay": self.model.deliveries,
             "pause": unfinished,
+            "pause_on_probation": self.on_probation,
             "resume": [*self.model.pauses],
             "time_passes": unfinished,
         }
@@ -335,7 +382,22 @@ class Deliveries(RuleBasedStateMachine):
         self._claim(self.workers[draw(WORKER)], listeners, draw(st.integers(1, 6)))
 
     def claim_suspect(self, draw: Draw) -> None:
-        self._claim(self.workers[draw(WORKER)], [draw(LISTENER)], 1, suspects=True)
+        listener = draw(st.sampled_from(self.suspected))
+        self._claim(self.workers[draw(WORKER)], [listener], 1, suspects=True)
+
+    def claim_on_probation(self, draw: Draw) -> None:
+        listener = draw(st.sampled_from(self.probed))
+        self._claim(self.workers[draw(WORKER)], [listener], 3)
+
+    def take_over(self, draw: Draw) -> None:
+        """A worker is not heard of, and goes on all the same when another has what it had."""
+        most = max(work.leases[0].delivery.losses for work in self.held)
+        works = [work for work in self.held if work.leases[0].delivery.losses == most]
+        work = draw(st.sampled_from(works))
+        other, delivery = self.workers[1 - work.worker.place], work.leases[0].delivery
+        self._lose(work.worker.claims.worker_id)
+        self._expire(other)
+        self._claim(other, [delivery.listener], 6, suspects=delivery.losses >= ALONE_AFTER)
 
     def _claim(
         self, worker: Worker, listeners: Sequence[Listener], each: int, *, suspects: bool = False
@@ -362,7 +424,15 @@ class Deliveries(RuleBasedStateMachine):
                 self._go_on(work)
 
     def finish(self, draw: Draw) -> None:
-        work, how = draw(st.sampled_from(self.works)), draw(HOW)
+        self._finish(draw(st.sampled_from(self.works)), draw(HOW))
+
+    def finish_late(self, draw: Draw) -> None:
+        self._finish(draw(st.sampled_from(self.lost)), draw(HOW))
+
+    def finish_disowned(self, draw: Draw) -> None:
+        self._finish(draw(st.sampled_from(self.disowned)), draw(HOW))
+
+    def _finish(self, work: Work, how: str) -> None:
         assert work.ending is not None
         work.ending.set_result(how)
         self._go_on(work, how)
@@ -371,7 +441,8 @@ class Deliveries(RuleBasedStateMachine):
     def _go_on(self, work: Work, how: str | None = None) -> None:
         """Until it stands still in a listener, or is over; whichever the model says."""
         seen = self.world.shop.seen
-        self.do(until(lambda: bool(seen) or work.task.done()))
+        # Nothing that it waits for is held by what stands still: only the machine can be slow.
+        self.do(until(lambda: bool(seen) or work.task.done(), within=60))
         try:
             lease = work.course.send(how)
         except StopIteration:
@@ -401,17 +472,30 @@ class Deliveries(RuleBasedStateMachine):
         new.clock.advance(dt.timedelta(hours=self.model.now))
 
     def run_out(self, draw: Draw) -> None:
-        owner = draw(st.sampled_from([one.owner for one in self.model.of("working")]))
+        self._lose(draw(st.sampled_from([one.owner for one in self.model.of("working")])))
+
+    def _lose(self, owner: UUID) -> None:
         self.do(self._run_out(owner))
         self.model.run_out(owner)
 
     def expire(self, draw: Draw) -> None:
-        freed = self.do(self.workers[draw(WORKER)].claims.expire())
+        self._expire(self.workers[draw(WORKER)])
+
+    def _expire(self, worker: Worker) -> None:
+        freed = self.do(worker.claims.expire())
         expected = [(one.row.id, one.state) for one in self.model.expire()]
         assert sorted((row.id, row.state) for row in freed) == expected
 
     def renew(self, draw: Draw) -> None:
-        worker = self.workers[draw(WORKER)]
+        self._renew(self.workers[draw(WORKER)])
+
+    def renew_late(self, draw: Draw) -> None:
+        owners = {one.owner for one in self.model.of("working") if one.is_late}
+        for worker in self.workers:
+            if worker.claims.worker_id in owners:
+                self._renew(worker)
+
+    def _renew(self, worker: Worker) -> None:
         self.do(worker.claims.renew([one.row.id for one in worker.leases]))
         self.model.renew(worker.claims.worker_id, worker.leases)
 
@@ -442,7 +526,14 @@ class Deliveries(RuleBasedStateMachine):
         assert made == self.model.replay(listener, keys)
 
     def pause(self, draw: Draw) -> None:
-        listener, minutes = draw(LISTENER), draw(st.sampled_from([30, None]))
+        self._pause(draw(LISTENER), draw(st.sampled_from([30, None])))
+
+    def pause_on_probation(self, draw: Draw) -> None:
+        """A person wants it, whatever the delivery that runs is going to show."""
+        work = draw(st.sampled_from(self.on_probation))
+        self._pause(work.leases[0].delivery.listener, draw(st.sampled_from([30, None])))
+
+    def _pause(self, listener: Listener, minutes: int | None) -> None:
         span = None if minutes is None else dt.timedelta(minutes=minutes)
         self.do(self.operations.pause(listener.name, span=span, **WHO))
         self.model.pause(listener, FOR_EVER if minutes is None else minutes / 60)
@@ -468,7 +559,7 @@ class Deliveries(RuleBasedStateMachine):
         self.is_checked = True
 
     def _told(self, row: Any) -> Told:
-        owner = row.worker_id if row.state == "working" else None
+        owner = (row.worker_id, row.is_late) if row.state == "working" else None
         counts = (row.attempts, row.losses, row.failures)
         is_due = row.due <= self.now()
         event = (row.payload["number"], row.key)
@@ -530,6 +621,7 @@ class Deliveries(RuleBasedStateMachine):
     async def _stored(self) -> tuple[Sequence[Any], Sequence[UUID], dict[str, bool]]:
         """Deliveries in order, what was heard in order, and which listeners are paused."""
         tables, database = self.world.shop.tables, self.workers[0].service.database
+        from_now = self.world.shop.module("bus.claims").from_now
         delivery, event, subscription = tables.delivery, tables.event, tables.subscription
         failures = sa.select(sa.func.count()).where(tables.attempt.c.delivery_id == delivery.c.id)
         deliveries = (
@@ -540,6 +632,7 @@ class Deliveries(RuleBasedStateMachine):
                 event.c.payload,
                 subscription.c.listener,
                 failures.scalar_subquery().label("failures"),
+                (delivery.c.lease_until < from_now(0)).label("is_late"),
             )
             .join(event, event.c.position == delivery.c.event_position)
             .join(subscription, subscription.c.id == delivery.c.subscription_id)
@@ -567,8 +660,6 @@ def world(shop: Shop, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wor
     shop.slice("talk", **TALK)
     # Many failures in a row pause a listener by themselves: test_policies.py has that.
     monkeypatch.setattr(shop.module("bus.relay"), "_BREAK_AFTER", 1000)
-    # A third loss would take too many steps.
-    monkeypatch.setattr(shop.module("bus.claims"), "_MOST_LOSSES", MOST_LOSSES)
     with asyncio.Runner() as runner:
         made = World(shop, runner, url)
         runner.run(made.open())
@@ -576,10 +667,14 @@ def world(shop: Shop, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wor
         runner.run(made.close())
 
 
-def test_deliveries_are_as_the_model_says(world: World, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_deliveries_are_as_the_model_says(
+    world: World, number: int, request: pytest.FixtureRequest
+) -> None:
     class Machine(Deliveries):
         def __init__(self) -> None:
             super().__init__(world)
 
-    seed(request.config.getoption("--seed") or 0)(Machine)
+    given = request.config.getoption("--seed") or 0
+    seed(given * ROUNDS + number)(Machine)
     run_state_machine_as_test(Machine, settings=SETTINGS)

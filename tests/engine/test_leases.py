@@ -10,6 +10,7 @@ from .conftest import Relays, Service, Shop, Start, notes, options, until, write
 
 pytestmark = pytest.mark.anyio
 
+WHO = {"who": "alice", "reason": "it is mended"}
 COPY = """
     @listen
     async def copy(event: NoteWritten, session: AsyncSession) -> None:
@@ -27,6 +28,12 @@ WAITS = """
 
 async def states(service: Service) -> list[tuple[str, int]]:
     return [(one.state, one.losses) for one in await service.deliveries()]
+
+
+def operations_of(shop: Shop, service: Service, database: Any) -> Any:
+    """What people do by hand, on a database of its own process."""
+    made = shop.module("bus.operating.operations").Operations
+    return made(database, service.runtime.catalog)
 
 
 async def claim(service: Service, **how: Any) -> Any:
@@ -76,7 +83,9 @@ async def test_event_that_kills_its_process_ends_as_a_dead_letter(
     service = await start(url)
     await write(service, "a")
     for losses in range(3):
-        assert len(await claim(service, suspects=losses > 0)) == 1
+        is_suspect = losses > 1
+        assert not await claim(service, suspects=not is_suspect)
+        assert len(await claim(service, suspects=is_suspect)) == 1
         await leases_end(service)
         await service.runtime.relay._claims.expire()
     [delivery] = await service.deliveries()
@@ -85,7 +94,7 @@ async def test_event_that_kills_its_process_ends_as_a_dead_letter(
     assert not await claim(service)
 
 
-async def test_delivery_during_which_a_process_died_runs_alone(
+async def test_delivery_that_was_lost_twice_runs_alone(
     shop: Shop, start: Start, postgresql_url: str, relays: Relays
 ) -> None:
     notes(
@@ -110,6 +119,20 @@ async def test_delivery_during_which_a_process_died_runs_alone(
     assert all(shop.seen[:at].count(f"+{x}") == shop.seen[:at].count(f"-{x}") for x in "abdef")
 
 
+async def test_what_was_lost_once_is_held_up_by_nothing(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=WAITS)
+    service = await start(url)
+    await write(service, "a", "b")
+    await service.write("UPDATE bus_delivery SET losses = 1")
+    relays(service)
+    await until(lambda: len(shop.seen) == 2)
+    shop.gate("1").set()
+    shop.gate("2").set()
+    await service.settled()
+
+
 async def test_lost_lease_rolls_back_what_the_listener_wrote(
     shop: Shop, start: Start, postgresql_url: str, relays: Relays
 ) -> None:
@@ -129,6 +152,55 @@ async def test_lost_lease_rolls_back_what_the_listener_wrote(
     await service.runtime.relay._check_others()
     await service.settled()
     assert await service.texts() == ["a", "copy of a"]
+
+
+async def taken_over(dying: Service, other: Service) -> tuple[Any, Any]:
+    """What one had claimed, and the other's claim of the first of it after the lease."""
+    lost = await claim(dying)
+    await leases_end(other)
+    await other.runtime.relay._claims.expire()
+    held, *_ = await claim(other)
+    return lost, held
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a", "b"]], ids=["one", "batch"])
+async def test_who_has_lost_a_lease_can_complete_nothing(
+    shop: Shop, start: Start, url: str, texts: list[str]
+) -> None:
+    notes(shop, listeners=COPY)
+    late, other = await start(url), await start(url)
+    await write(other, *texts)
+    lost, held = await taken_over(late, other)
+    module = shop.module("bus.claims")
+    with pytest.raises(module.LeaseLostError):
+        async with late.database.writer.begin() as connection:
+            await module.Completed(lost, late.runtime.clock)(connection)
+    assert {state for state, _ in await states(other)} <= {"working", "pending"}
+    async with other.database.writer.begin() as connection:
+        await module.Completed([held], other.runtime.clock)(connection)
+
+
+async def test_who_has_lost_a_lease_can_fail_nothing(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=COPY)
+    late, other = await start(url), await start(url)
+    await write(other, "a")
+    [lost], _ = await taken_over(late, other)
+    failure = shop.module("bus.policy").Failure.of(LookupError(), "shop")
+    await late.runtime.relay._claims.fail(lost, failure, retry_in=None)
+    await late.runtime.relay._claims.give_back([lost])
+    assert await states(other) == [("working", 1)]
+    assert await other.rows("SELECT * FROM bus_attempt") == []
+
+
+async def test_a_lease_is_renewed_by_its_worker_only(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=COPY)
+    here, other = await start(url), await start(url)
+    await write(here, "a", "b")
+    first, second = await claim(here)
+    await leases_end(here)
+    await here.runtime.relay._claims.renew([first.id])
+    await other.runtime.relay._claims.renew([second.id])
+    assert [one.id for one in await other.runtime.relay._claims.expire()] == [second.id]
 
 
 async def test_leases_of_what_runs_are_renewed(
@@ -235,20 +307,78 @@ async def test_worker_tells_that_it_lives(
     assert await service.rows("SELECT * FROM bus_worker") == []
 
 
-async def test_other_process_is_woken(shop: Shop, start: Start, url: str, relays: Relays) -> None:
+@pytest.mark.parametrize("delivers", [True, False])
+async def test_other_process_is_woken(
+    shop: Shop, start: Start, url: str, relays: Relays, delivers: bool
+) -> None:
     notes(shop, listeners="@listen\nasync def hear(event: NoteWritten) -> None: gate('x').set()")
     here, there = await start(url), await start(url, relay=options(shop, poll=3600))
-    relays(there)
-    if here.database.dialect == "postgresql":
-        # On PostgreSQL it is the relay that tells others; here it has nothing to run itself.
-        here.runtime.relay._here.clear()
+    if delivers:
+        here.runtime.relay._here.clear()  # Whatever runs here, it is not this listener.
         relays(here)
-        await until(lambda: here.runtime.relay._waker is not None)
-    await until(lambda: there.runtime.relay.alive)
-    async with asyncio.timeout(10):
-        while not shop.gate("x").is_set():
-            await write(here, str(len(await here.texts())))
-            await asyncio.sleep(0.05)
+        await listening(here)
+    relays(there)
+    await listening(there)
+    await write(here, "a")
+    async with asyncio.timeout(5):
+        await shop.gate("x").wait()
+
+
+@pytest.mark.parametrize("action", ["retry", "resume", "replay"])
+async def test_what_is_changed_by_hand_wakes_a_worker(
+    shop: Shop, start: Start, url: str, relays: Relays, action: str
+) -> None:
+    """From a process that is no worker, such as that of `shop events retry`."""
+    notes(shop, listeners=COPY)
+    there = await start(url, relay=options(shop, poll=3600))
+    here = shop.database(url)
+    operations = operations_of(shop, there, here)
+    if action != "replay":
+        await operations.pause("notes.copy", **WHO)
+    await write(there, "a")
+    if action == "retry":
+        await there.write("UPDATE bus_delivery SET state = 'dead'")
+        await there.write("UPDATE bus_subscription SET paused_until = NULL, paused_reason = NULL")
+    if action == "replay":
+        await there.settled()
+        shop.seen.clear()
+    relays(there)
+    await listening(there)
+    match action:
+        case "retry":
+            await operations.retry(await operations.select("retry", ""), **WHO)
+        case "resume":
+            await operations.resume("notes.copy", **WHO)
+        case "replay":
+            await operations.replay(await operations.plan_replay("notes.copy"), **WHO)
+    await until(lambda: shop.seen == ["a"])
+    await here.close()
+
+
+async def test_what_a_worker_gives_back_wakes_another(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=WAITS)
+    stopped = await start(url, relay=options(shop, grace=0.01))
+    other = await start(url, relay=options(shop, poll=3600))
+    await write(stopped, "a")
+    task = relays(stopped)
+    await until(lambda: shop.seen == ["a"])
+    relays(other)
+    await listening(other)
+    shop.gate("2").set()
+    stopped.runtime.relay.stop()
+    await task
+    await until(lambda: shop.seen == ["a", "a"])
+    await other.settled()
+
+
+async def listening(service: Service) -> None:
+    """Wait until a worker hears of other processes' commits and has nothing to look for."""
+    relay = service.runtime.relay
+    if service.database.dialect == "postgresql":
+        await until(lambda: relay._waker._driver is not None)
+    await until(lambda: relay._due_known and not relay._running)
 
 
 async def test_transaction_that_stands_still_holds_up_no_other_lease(
@@ -279,10 +409,10 @@ async def test_stop_cuts_off_a_delivery_that_runs_alone(
     notes(shop, listeners=WAITS)
     service = await start(url, relay=options(shop, grace=0.01))
     await write(service, "a")
-    await service.write("UPDATE bus_delivery SET losses = 1")
+    await service.write("UPDATE bus_delivery SET losses = 2")
     task = relays(service)
     await until(lambda: bool(shop.seen))
     service.runtime.relay.stop()
     async with asyncio.timeout(5):
         await task
-    assert await states(service) == [("pending", 1)]
+    assert await states(service) == [("pending", 2)]

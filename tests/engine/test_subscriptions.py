@@ -195,3 +195,13 @@ async def test_older_process_that_starts_again_does_not_unsubscribe_newer_code(
     notes(shop, contracts=contracts, listeners=HEARS)
     service = await started_again(shop, start, url)
     assert await names(service, "event") == ["notes.NoteRead", "notes.NoteWritten"]
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/shop.db", "postgresql://localhost:1/shop"])
+async def test_database_that_is_gone_by_now_is_told_in_a_line(shop: Shop, url: str) -> None:
+    notes(shop, listeners="@listen\nasync def hear(event: NoteWritten) -> None: ...")
+    runtime = shop.build(shop.database(url))
+    gone = shop.module("bus.errors").UnreachableError
+    with pytest.raises(gone, match=f"{url} cannot be reached: [^\n]+$"):
+        async with runtime:
+            pass

@@ -5,11 +5,11 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
 from conftest import Template
+from postgresql import server_folder
 
 from .report import Outcome, write
 from .service import Server, Service, generate, preload, upgrade
@@ -27,11 +27,10 @@ def code(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def crashing_server(code: Path) -> Iterator[Server]:
     """A PostgreSQL server with an empty, migrated database `empty`."""
-    # Not below pytest's own folder: root's server runs as another user, whom pytest shuts out.
-    with TemporaryDirectory(prefix="slicewise-faults-") as folder:
+    with server_folder("slicewise-faults-") as folder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # It grumbles about a runtime folder that is not set.
-            server = Server(Path(folder))
+            server = Server(folder)
         server.administer("CREATE DATABASE empty")
         upgrade(code, server.url("empty"))
         yield server

@@ -78,7 +78,10 @@ async def check_database(database: Database) -> None:
 
 @asynccontextmanager
 async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runtime]:
-    """Check the database, open the bus, and deliver events meanwhile. Raises StartError."""
+    """Check the database, open the bus, and deliver events meanwhile.
+
+    Raises StartError, or what the runtime raises when it opens.
+    """
     if runtime.database is None:
         raise StartError("The service needs a database.")
     try:

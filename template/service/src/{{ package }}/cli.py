@@ -25,7 +25,7 @@ from .bus import WiringError
 from .bus.contracts import ContractError
 from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
-from .bus.errors import OperationError
+from .bus.errors import OperationError, UnreachableError
 from .bus.runtime import Runtime, build, choose
 from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
@@ -74,6 +74,7 @@ def _told_in_a_line(then: str = "") -> Iterator[None]:
         SettingsError,
         OperationError,
         ContractError,
+        UnreachableError,
     ) as error:
         sys.exit(f"{error}{then}")
     except ValidationError as error:

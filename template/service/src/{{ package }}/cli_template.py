@@ -29,6 +29,10 @@ _ANSWERS = ".copier-answers.yml"
 _COMMIT = re.compile(r"^_commit: *['\"]?([^'\"\n]+)", re.MULTILINE)
 _SOURCE = re.compile(r"^_src_path: *(.+(?:\n +.+)*)", re.MULTILINE)
 
+# By a few lines around it Copier could take an edit to other lines that are alike. With all of the
+# file as its context, a file that both have changed is merged line by line.
+_CONTEXT = "--context-lines=1000000"
+
 Prereleases = Annotated[bool, typer.Option("--prereleases", help="Count pre-releases, too.")]
 
 
@@ -44,6 +48,10 @@ class Part:
     source: str
     commit: str
 
+    @property
+    def major(self) -> str | None:
+        return _major(self.commit)
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -52,10 +60,6 @@ class Standing:
     current: str
     newest: str
     behind: bool
-
-    @property
-    def major(self) -> str:
-        return self.current.partition(".")[0]
 
 
 @template.command()
@@ -70,14 +74,8 @@ def status(prereleases: Prereleases = False) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
-    for part, one in zip(parts[1:], standings[1:], strict=True):
-        if one.major != standings[0].major:
-            typer.echo(
-                f"warning: {part.name} is at {one.current} and the service at"
-                f" {standings[0].current}: only within one major version are they made to work"
-                f" together. Run `{_command()} update`.",
-                err=True,
-            )
+    for told in of_other_majors():
+        typer.echo(f"warning: {told}", err=True)
     for place in _conflicts():
         typer.echo(f"conflict: {place}", err=True)
 
@@ -104,7 +102,8 @@ def update(
     """
     _undo_what_broke_off(restart=restart)
     _refuse_conflicts()
-    wanted = _chosen(_parts(), slices)
+    parts = _parts()
+    wanted = _chosen(parts, slices)
     _refuse_unknown_to_git(wanted)
     behind = [
         part
@@ -113,6 +112,8 @@ def update(
     ]
     if not behind:
         return typer.echo(f"Nothing to update: all is at {to or 'the newest version'}.")
+    if parts[0] not in behind:
+        _refuse_another_major(parts[0], to or _standing(behind[0], prereleases).newest)
     options = ["--vcs-ref", to] if to else ["--prereleases"] if prereleases else []
     for part in behind:
         _refuse_dirty(part)
@@ -148,6 +149,42 @@ def _part(folder: Path) -> Part:
         )
     name = "service" if folder == _ROOT else folder.name
     return Part(name, folder, source[1], commit[1])
+
+
+def of_other_majors() -> list[str]:
+    """What to say of each slice that is of another major version than the service."""
+    if not (_ROOT / _ANSWERS).is_file():
+        return []
+    service, *slices = _parts()
+    return [
+        f"{one.name} is at {one.commit} and the service at {service.commit}: {_TOGETHER}"
+        f" Run `{_command()} update`."
+        for one in slices
+        if _differ(one.major, service.major)
+    ]
+
+
+def _refuse_another_major(service: Part, version: str) -> None:
+    """A slice may not get ahead of its service so far."""
+    if _differ(service.major, _major(version)):
+        sys.exit(
+            f"The service is at {service.commit}, and these slices would come to {version}:"
+            f" {_TOGETHER} Run `{_command()} update` for all; or stay within its major version, by"
+            " --to."
+        )
+
+
+_TOGETHER = "only within one major version are they made to work together."
+
+
+def _major(version: str) -> str | None:
+    """None for a commit before the first version."""
+    found = re.match(r"v?(\d+)\.\d", version)
+    return found[1] if found else None
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return None not in (one, other) and one != other
 
 
 def _others(parts: list[Part]) -> list[str]:
@@ -198,7 +235,7 @@ def _standing_of(source: str, commit: str, prereleases: bool, folder: Path) -> S
 
 def _update(part: Part, options: list[str]) -> None:
     """Let Copier update a part, whose folder is clean. If it fails, the folder is as it was."""
-    command = [*_copier(), "update", "--quiet", *options, str(part.folder)]
+    command = [*_copier(), "update", "--quiet", _CONTEXT, *options, str(part.folder)]
     # Copier writes its new version first and merges afterwards: killed in between, it leaves a
     # folder that looks updated, without what was edited there.
     mark = _mark()

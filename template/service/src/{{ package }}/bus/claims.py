@@ -23,7 +23,10 @@ from .policy import Failure
 Delivery = sa.Row[Any]
 """A delivery with what its listener needs to know of the event."""
 
-# A delivery whose process died this often is taken to be the cause.
+# A delivery that was lost with its process so often runs with nothing beside it: until then it may
+# well have been a neighbour of the cause, or not have begun.
+ALONE_AFTER = 2
+# So often, and it is taken to be the cause.
 _MOST_LOSSES = 3
 
 
@@ -54,7 +57,7 @@ class Claims:
     ) -> list[Delivery]:
         """Lease what is due, up to `each` for every subscription, in order.
 
-        suspects: instead, one delivery during which a process died.
+        suspects: instead, one delivery that may be what its processes died of.
         """
         busy: dict[int, bool] = {}
         is_sqlite = self._database.dialect == "sqlite"
@@ -119,7 +122,8 @@ class Claims:
         """
         number, now = delivery.attempts + int(counts), self._clock.now()
         dead = retry_in is None
-        failed = _mine([delivery]).values(
+        alone, which = _which([delivery])
+        failed = _MINE[alone].values(
             state="dead" if dead else "pending",
             attempts=number,
             due=now + dt.timedelta(seconds=retry_in or 0),
@@ -129,7 +133,7 @@ class Claims:
             error_message=failure.message,
         )
         async with self._database.writer.begin() as connection:
-            if (await connection.execute(failed)).rowcount:
+            if (await connection.execute(failed, which)).rowcount:
                 await connection.execute(
                     sa.insert(tables.attempt).values(
                         delivery_id=delivery.id,
@@ -144,8 +148,9 @@ class Claims:
 
     async def give_back(self, claimed: Sequence[Delivery]) -> None:
         """Let others have these; they were not run."""
+        alone, which = _which(claimed)
         async with self._database.writer.begin() as connection:
-            await connection.execute(_mine(claimed).values(state="pending", token=None))
+            await connection.execute(_MINE[alone].values(state="pending", token=None), which)
 
     async def renew(self, claimed: Sequence[int]) -> None:
         """Keep these for another while, by their ids, as far as they are still this worker's.
@@ -287,14 +292,9 @@ class Completed:
 
     async def __call__(self, connection: AsyncConnection) -> None:
         """Raises LeaseLostError if another worker may have one of them by now."""
-        now = self._clock.now()
-        if len(self._claimed) == 1:
-            (one,) = self._claimed
-            statement, given = _ONE_DONE, {"one": one.id, "held": one.token, "now": now}
-        else:
-            ids, held = [one.id for one in self._claimed], [one.token for one in self._claimed]
-            statement, given = _ALL_DONE, {"ids": ids, "tokens": list({*held}), "now": now}
-        if (await connection.execute(statement, given)).rowcount != len(self._claimed):
+        alone, which = _which(self._claimed)
+        given = {**which, "now": self._clock.now()}
+        if (await connection.execute(_DONE[alone], given)).rowcount != len(self._claimed):
             raise LeaseLostError("The lease ran out before the listener had finished.")
         for one in self._claimed:
             if one.lane is not None:
@@ -335,7 +335,7 @@ def _is_due(suspects: bool) -> sa.ColumnElement[bool]:
         delivery.c.subscription_id == tables.subscription.c.id,
         tables.is_in("pending"),
         delivery.c.due <= _NOW,
-        delivery.c.losses > 0 if suspects else delivery.c.losses == 0,
+        delivery.c.losses >= ALONE_AFTER if suspects else delivery.c.losses < ALONE_AFTER,
     )
 
 
@@ -365,25 +365,24 @@ def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
     )
 
 
-def _mine(claimed: Sequence[Delivery]) -> sa.Update:
-    """Those of these that still have the lease that they were claimed with."""
+def _mine(alone: bool) -> sa.Update:
     delivery = tables.delivery
-    if len(claimed) == 1:
-        fence = (delivery.c.id == claimed[0].id, delivery.c.token == claimed[0].token)
+    if alone:
+        fence = (delivery.c.id == sa.bindparam("one"), delivery.c.token == sa.bindparam("held"))
     else:
         fence = (
-            delivery.c.id.in_([one.id for one in claimed]),
-            delivery.c.token.in_({one.token for one in claimed}),
+            delivery.c.id.in_(sa.bindparam("ids", expanding=True)),
+            delivery.c.token.in_(sa.bindparam("tokens", expanding=True)),
         )
     return sa.update(delivery).where(*fence, tables.is_in("working"))
 
 
-def _done(*fence: sa.ColumnElement[bool]) -> sa.Update:
-    return (
-        sa.update(tables.delivery)
-        .where(*fence, tables.is_in("working"))
-        .values(state="done", token=None, finished_at=_NOW)
-    )
+def _which(claimed: Sequence[Delivery]) -> tuple[bool, dict[str, Any]]:
+    """For _MINE and _DONE: whether it is one alone, and what says which they are."""
+    if len(claimed) == 1:
+        return True, {"one": claimed[0].id, "held": claimed[0].token}
+    ids, tokens = [one.id for one in claimed], list({one.token for one in claimed})
+    return False, {"ids": ids, "tokens": tokens}
 
 
 class from_now(sa.sql.functions.FunctionElement[dt.datetime]):  # noqa: N801
@@ -415,13 +414,11 @@ _NOT_YET_ON_DISK = sa.text("SET LOCAL synchronous_commit = off")
 # Made once: they run for each delivery or claim, and to build one takes longer than to send it.
 _NOW = sa.bindparam("now", type_=tables.delivery.c.due.type)
 _BUSY = {suspects: _busy(suspects) for suspects in (False, True)}
-_ONE_DONE = _done(
-    tables.delivery.c.id == sa.bindparam("one"), tables.delivery.c.token == sa.bindparam("held")
-)
-_ALL_DONE = _done(
-    tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)),
-    tables.delivery.c.token.in_(sa.bindparam("tokens", expanding=True)),
-)
+# Those that still have the lease that they were claimed with; one alone is found more quickly.
+_MINE = {alone: _mine(alone) for alone in (True, False)}
+_DONE = {
+    alone: mine.values(state="done", token=None, finished_at=_NOW) for alone, mine in _MINE.items()
+}
 _LEASE = (
     sa.update(tables.delivery)
     .where(tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)))

@@ -5,6 +5,10 @@ class WiringError(Exception):
     """The code cannot be wired: raised before the service starts; lists every finding."""
 
 
+class UnreachableError(Exception):
+    """The database was gone when the bus was to open; says which, and why, in one line."""
+
+
 class BusError(RuntimeError):
     """The bus was used in a way that would lose or corrupt something; says what to do instead."""
 

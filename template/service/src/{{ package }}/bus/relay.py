@@ -2,8 +2,8 @@
 
 Words: what is claimed and does not run yet is ready. A subscription is hungry if it could do with
 more, and dry if nothing more of it was due when it was looked at last. A suspect is a delivery
-during which a process died: it runs alone. A listener on probation was paused, and gets a single
-delivery, to find out whether it works again.
+that was lost with its process twice: it runs alone. A listener on probation was paused, and gets a
+single delivery, to find out whether it works again.
 """
 
 import asyncio
@@ -99,8 +99,8 @@ class Relay:
         self._due_known = False
         self._awake = asyncio.Event()
         self._stopping = False
-        self._waker: Waker | None = None
         if resources.database is not None:
+            self._waker = Waker(resources.database, self.wake)
             self._claims = Claims(resources.database, resources.clock, lease=options.lease)
 
     def use(self, wanted: Iterable[Wanted], subscriptions: Mapping[str, int]) -> None:
@@ -127,8 +127,7 @@ class Relay:
     def committed(self, stored: Sequence[Mapping[str, Any]]) -> None:
         """Events were committed here: look at once, and let others look."""
         self.wake()
-        if self._waker is not None:
-            self._waker.tell()
+        self._waker.tell()
 
     def shuffle(self, seed: str) -> None:
         """From now on run one delivery at a time, any of those that are ready; for tests."""
@@ -142,7 +141,6 @@ class Relay:
     async def run(self) -> None:
         """Deliver until `stop`; survives a database that is away for a while."""
         self.alive = True
-        self._waker = Waker(self._database, self.wake)
         beside = (self._waker.run(), self._keep(), self._look_after(), self._keep_house())
         helpers = [asyncio.create_task(one) for one in beside]
         try:
@@ -158,12 +156,16 @@ class Relay:
             await self._finish()
         finally:
             self.alive = False
-            self._waker = None
             for task in [*helpers, *self._running]:
                 task.cancel()
             await asyncio.gather(*helpers, *self._running, return_exceptions=True)
             with suppress(Exception):
                 await self._claims.leave()
+            self._waker.tell()
+
+    async def close(self) -> None:
+        """Wait until others know of all that was committed here, whether this one runs or not."""
+        await self._waker.close()
 
     async def work_off(self) -> None:
         """Deliver what is due, until nothing is; for tests, and where no relay runs."""
@@ -284,7 +286,7 @@ class Relay:
             self._awake.set()
 
     async def _run_suspect(self) -> bool:
-        """Run one delivery during which a process died, with nothing beside it."""
+        """Run one delivery that may be what its processes died of, with nothing beside it."""
         if self._running or any(self._ready.values()):
             return False
         found = await self._claims.claim(self._here, 1, suspects=True)
@@ -418,8 +420,12 @@ class Relay:
     async def _check_others(self) -> None:
         await self._fill()
         await self._claims.tell_alive([one.name for one in self._here.values()])
-        for freed in await self._claims.expire():
-            log.warning("a worker died during a delivery", delivery=freed.id, now=freed.state)
+        freed = await self._claims.expire()
+        for one in freed:
+            log.warning("a worker died during a delivery", delivery=one.id, now=one.state)
+        if freed:
+            self.wake()
+            self._waker.tell()
         if await self._claims.busy(self._here, suspects=True):
             self._suspects = True
             self._awake.set()
@@ -438,6 +444,7 @@ class Relay:
         with suppress(Exception):
             await self._claims.give_back([one for ready in self._ready.values() for one in ready])
         self._ready.clear()
+        self._waker.tell()
         if self._running:
             _, late = await asyncio.wait([*self._running], timeout=self._options.grace)
             for task in late:

@@ -18,8 +18,8 @@ from .claims import Delivery
 from .clock import Clock
 from .context import Context
 from .discovery import Slice, find_slices
-from .engines import Database
-from .errors import WiringError
+from .engines import UNREACHABLE, Database
+from .errors import UnreachableError, WiringError
 from .idempotency import LIFETIME, KeyedBus
 from .injection import Source
 from .loading import load
@@ -37,7 +37,10 @@ from .work import Listener
 
 
 class Runtime:
-    """A wired bus. `async with runtime:` opens its services and writes its subscriptions."""
+    """A wired bus. `async with runtime:` opens its services and writes its subscriptions.
+
+    Raises UnreachableError if it cannot write them, WiringError if what a listener wants is gone.
+    """
 
     def __init__(
         self,
@@ -112,18 +115,24 @@ class Runtime:
             constants = {one: await services.of_application(one) for one in needed}
             fill(self._resources, self._routes, self.wiring, constants, self._key_lifetime)
             if self.database is not None:
-                wanted = wanted_by(self.catalog)
-                subscriptions = await subscribe(self.database, wanted)
-                self.relay.use(wanted, subscriptions)
-                self._resources.listeners = {
-                    one.function: (one.name, subscriptions.get(one.name))
-                    for one in self.catalog.listeners
-                }
+                await self._subscribe(self.database)
+                stack.push_async_callback(self.relay.close)
             self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._open.aclose()
+
+    async def _subscribe(self, database: Database) -> None:
+        wanted = wanted_by(self.catalog)
+        try:
+            subscriptions = await subscribe(database, wanted)
+        except UNREACHABLE as error:
+            raise UnreachableError(database.unreachable(error)) from error
+        self.relay.use(wanted, subscriptions)
+        self._resources.listeners = {
+            one.function: (one.name, subscriptions.get(one.name)) for one in self.catalog.listeners
+        }
 
     async def listener(self, name: str) -> Listener:
         """A listener with the services that it asks for, to run outside of deliveries."""

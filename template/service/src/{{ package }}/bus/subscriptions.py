@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from . import tables
 from .catalog import Catalog, event_types
 from .engines import Database
-from .errors import BusError
+from .errors import WiringError
 from .marks import Listens
 
 # Any number: processes that start at once take turns on it (PostgreSQL).
@@ -135,7 +135,7 @@ async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
     newest = await lock_log(connection)
     floor = await _floor(connection) if wanted.from_beginning else 0
     if floor:
-        raise BusError(
+        raise WiringError(
             f"{wanted.listener} wants all events from the beginning, but those up to position"
             f' {floor} have been removed: let it start="now".'
         )

@@ -2,12 +2,13 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from .engines import Database
@@ -15,6 +16,7 @@ from .engines import Database
 log = structlog.get_logger()
 
 _CHANNEL = "bus_wake"
+_NOTIFY = f"NOTIFY {_CHANNEL}"
 # What is committed within this time is told to others once.
 _COALESCE_SECONDS = 0.002
 _LOOK_SECONDS = 0.025
@@ -32,11 +34,18 @@ class Waker:
     def __init__(self, database: Database, wake: Callable[[], None]) -> None:
         self._database = database
         self._wake = wake
-        self._told = asyncio.Event()
+        self._told = False
+        self._telling: asyncio.Task[None] | None = None
+        # The connection that listens, while it does.
+        self._driver: Any = None
 
     def tell(self) -> None:
-        """Something was committed here."""
-        self._told.set()
+        """Something was committed here; others are told, whether this process listens or not."""
+        if self._database.dialect == "sqlite":
+            return
+        self._told = True
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
 
     async def run(self) -> None:
         """Wake until cancelled; survives a lost connection."""
@@ -51,6 +60,11 @@ class Waker:
             # What was told meanwhile was missed.
             self._wake()
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def close(self) -> None:
+        """Wait until others know of all that was told."""
+        if self._telling is not None:
+            await self._telling
 
     async def _watch(self) -> None:
         # In this thread: reading a number in shared memory takes less than asking another thread.
@@ -82,19 +96,42 @@ class Waker:
                 _CHANNEL, lambda _, pid, *__: None if pid == own else self._wake()
             )
             self._wake()
-            while not lost.is_set():
-                await _first(self._told, lost)
-                if self._told.is_set() and not lost.is_set():
-                    await asyncio.sleep(_COALESCE_SECONDS)
-                    self._told.clear()
-                    await driver.execute(f"NOTIFY {_CHANNEL}")
+            self._driver = driver
+            try:
+                await lost.wait()
+            finally:
+                self._driver = None
         raise ConnectionError("the connection was lost")
 
+    async def _tell(self) -> None:
+        while self._told:
+            await asyncio.sleep(_COALESCE_SECONDS)
+            self._told = False
+            await self._notify()
 
-async def _first(*events: asyncio.Event) -> None:
-    tasks = [asyncio.ensure_future(event.wait()) for event in events]
+    async def _notify(self) -> None:
+        if self._driver is not None:
+            with suppress(Exception):  # It may be lost, or given up, just now.
+                await self._driver.execute(_NOTIFY)
+                return
+        await notify(self._database)
+
+
+async def notify(database: Database) -> None:
+    """Wake the workers of all processes. Without it they look by themselves, after a while."""
+    if database.dialect == "sqlite":
+        return
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
+        engine = database.writer.execution_options(isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(text(_NOTIFY))
+    except Exception as error:
+        log.warning("other processes were not woken", error=repr(error))
+
+
+@asynccontextmanager
+async def waking(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A transaction after whose commit the workers of all processes look for what is due."""
+    async with database.writer.begin() as connection:
+        yield connection
+    await notify(database)

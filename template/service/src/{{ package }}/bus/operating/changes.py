@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
+from ..claims import ALONE_AFTER
 from ..engines import Database
 from ..lanes import is_behind, lock_keys, promote
+from ..waking import waking
 from .audit import Audit
 from .standing import Row, Subscribed
 
@@ -55,7 +57,7 @@ async def change_all(
     details |= {"chosen": len(chosen.ids), "deliveries": chosen.ids[:_AUDITED_IDS]}
     audit = Audit(chosen.action, chosen.filter, who=who, reason=reason, details=details)
     for ids in batched(chosen.ids):
-        async with database.writer.begin() as connection:
+        async with waking(database) as connection:
             changed = await change(connection, ids)
             await audit.add(connection, changed, now())
     return audit.count
@@ -77,15 +79,15 @@ def batched(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def retrying(now: dt.datetime) -> Change:
     """Runs again, with all attempts anew."""
-    delivery = tables.delivery
+    delivery, losses = tables.delivery, tables.delivery.c.losses
     return _setting(
         "retry",
         {
             "state": sa.case((is_behind(delivery), "waiting"), else_="pending"),
             "due": now,
             "attempts": 0,
-            # Whatever has taken its process down before is run alone once more.
-            "losses": sa.case((delivery.c.losses > 0, 1), else_=0),
+            # What was given up for taking its processes down runs once more, and alone.
+            "losses": sa.case((losses > ALONE_AFTER, ALONE_AFTER), else_=losses),
             "token": None,
             "worker_id": None,
             "lease_until": None,

@@ -15,6 +15,7 @@ from ..clock import utc_now
 from ..engines import Database
 from ..errors import OperationError
 from ..subscriptions import wanted_by
+from ..waking import waking
 from .audit import Audit
 from .changes import (
     FITTING,
@@ -127,7 +128,7 @@ class Operations(Inspection):
         only, and the old delivery is dropped. Raises OperationError if the payload does not fit the
         event's class, or the delivery is neither dead nor pending.
         """
-        async with self._database.writer.begin() as connection:
+        async with waking(self._database) as connection:
             made = await edit(connection, self._catalog, delivery_id, payload, self._now())
             details = {"delivery": delivery_id, "event": str(made)}
             where = f"delivery={delivery_id}"
@@ -173,7 +174,7 @@ class Operations(Inspection):
     async def resume(self, listener: str, *, who: str, reason: str = "") -> None:
         """End a pause."""
         values = {"paused_until": None, "paused_reason": None}
-        async with self._database.writer.begin() as connection:
+        async with waking(self._database) as connection:
             await self._set(connection, "resume", listener, values, who=who, reason=reason)
 
     async def retire(self, listener: str, *, drop: bool = False, who: str, reason: str = "") -> int:

@@ -13,6 +13,7 @@ from .. import tables
 from ..engines import Database
 from ..errors import OperationError
 from ..lanes import lock_keys, promote
+from ..waking import waking
 from .audit import Audit
 from .filters import OF_EVENTS, Filter
 from .standing import Subscribed
@@ -72,7 +73,7 @@ async def play(
     audit = Audit("replay", planned.filter, who=who, reason=reason, details=details)
     for at in range(0, len(planned.positions), _CHUNK):
         chunk = planned.positions[at : at + _CHUNK]
-        async with database.writer.begin() as connection:
+        async with waking(database) as connection:
             run = run or await _next_run(connection, planned.listener.id)
             made = await _insert(connection, planned.listener, run, chunk, now())
             await audit.add(connection, made, now())
