@@ -1,8 +1,8 @@
 """A read model made anew of a million events: how fast, in how much memory, who has to wait.
 
-Two listeners: one inserts a row for each event, one changes one of a thousand rows, which it reads
-first. Meanwhile a publisher publishes one event after the other; shown is the longest that it had
-to wait, which is for the last transaction. Memory is the process's, publisher included, after each
+Two listeners: one inserts a row for each event, one changes one of a hundred rows. Meanwhile
+a publisher publishes one event after the other; shown is the longest that it had to wait, which is
+for the last transaction. Memory is the process's, publisher included, after each
 tenth of the events. In the end the rows are compared with the log.
 """
 
@@ -50,8 +50,8 @@ _EVENTS = """
 """
 _UUID = {"postgresql": "gen_random_uuid()", "sqlite": "lower(hex(randomblob(16)))"}
 _PAYLOAD = {
-    "postgresql": "json_build_object('entry_id', gen_random_uuid(), 'amount', n % 1000)",
-    "sqlite": "json_object('entry_id', lower(hex(randomblob(16))), 'amount', n % 1000)",
+    "postgresql": "json_build_object('entry_id', gen_random_uuid(), 'amount', n % 100)",
+    "sqlite": "json_object('entry_id', lower(hex(randomblob(16))), 'amount', n % 100)",
 }
 
 

@@ -146,7 +146,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert not check or done.returncode == 0, f"$ {commands}\n{done.stdout}\n{self.told}"
         return done.stdout

@@ -21,10 +21,11 @@ FILES = "files"
 
 Texts = dict[str, str]
 
-# Lines that are all different, so that it is certain which of them an edit is about; and code with
-# lines alike, which says more of what happens to users.
+# Lines that are all different, so that it is certain which of them an edit is about; and lines that
+# are alike: code, and steps of which each is as the one before.
 NUMBERED = {f"notes_{number}.txt": 40 * number for number in range(1, 5)}
 CODE = ("describe.py", "engines.py", "outbox.py", "relay.py", "tables.py", "unit.py")
+STEPS = "steps.txt"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Side:
 
     def change(self, folder: Path, may_rename: bool) -> None:
         """Edit, remove, rename and add files in a folder that is at the first version."""
-        names = [*NUMBERED, *CODE]
+        names = [*NUMBERED, *CODE, STEPS]
         for name in self.chance.sample(names, self.chance.randint(4, 10)):
             self._edit(folder / name)
         for name in self.chance.sample(names, self.chance.randint(0, 2)):
@@ -107,6 +108,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Versions:
     )
     for name in CODE:
         shutil.copy(ROOT / BUS / name, files)
+    (files / STEPS).write_text("- run:\n    make\n    make check\n    make clean\n" * 20)
     for name, count in NUMBERED.items():
         (files / name).write_text("".join(f"line {number}\n" for number in range(count)))
     found.release("1.0.0")

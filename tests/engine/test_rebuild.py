@@ -161,6 +161,23 @@ async def test_wrong_rows_are_replaced(
     assert desk.service.in_use() == 0
 
 
+async def test_rows_that_a_statement_changes_are_read_again(
+    shop: Shop, start: Start, url: str
+) -> None:
+    first = """
+        if event.amount % 2:
+            await session.execute(text("UPDATE ledger_balances SET amount = amount + 100"))
+    """
+    ledger(shop, first=first.strip())
+    desk = Desk(await start(url))
+    await desk.book("a", *range(10))
+    await desk.service.settled()
+    assert (live := await desk.balances()) == {"a": (545, "0 1 2 3 4 5 6 7 8 9 ")}
+    await desk.spoil()
+    await desk.rebuild()
+    assert await desk.balances() == live
+
+
 async def test_little_is_made_in_one_transaction(shop: Shop, start: Start, url: str) -> None:
     ledger(shop)
     desk = Desk(await start(url))

@@ -91,9 +91,10 @@ async def bus_of(
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
     key = None if request.method in _READING else idempotency_key
-    bus: Bus = request.app.state.runtime.bus(context, key)
-    state.bus = RequestBus(bus._routes, context, key)
-    return state.bus
+    made: Bus = request.app.state.runtime.bus(context, key)
+    # The answer tells what was published on it.
+    state.bus = bus = RequestBus(made._routes, context, key)
+    return bus
 
 
 BusDep = Annotated[Bus, Depends(bus_of)]

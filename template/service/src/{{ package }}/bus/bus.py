@@ -58,10 +58,10 @@ class RouteTable(dict[type, Route]):
     ) -> Coroutine[Any, Any, Any]:
         """Take the route for queries that wait. Raises BusError for any other message."""
         kind = type(query)
-        if kind not in self.waiting and self[kind]:
-            raise BusError(
-                f"{kind.__name__} is no query: what changes something waits for nothing."
-            )
+        if kind not in self:
+            self.__missing__(kind)
+        if kind not in self.waiting:
+            raise BusError(f"{kind.__name__} is no query: only a query can wait.")
         return self.waiting[kind](query, bus, token, seen_by)
 
 

@@ -96,8 +96,12 @@ class Making:
                 self._pairs.append(await make_like(self._connection, table))
             self._corrected = await self._find_corrected()
         upto, before = 0, sys.maxsize
-        while _LITTLE < (left := (newest := await until_locked(self._newest)) - upto) < before:
-            # Where as much comes as goes there is always as much left: the end is now, too.
+        while True:
+            newest = await until_locked(self._newest)
+            left = newest - upto
+            # Where as much comes as goes, no round leaves less than the one before.
+            if left <= _LITTLE or left >= before:
+                break
             upto, before = newest, left
             while count := await self._run(self._play, upto):
                 progress(count)

@@ -2,7 +2,9 @@
 
 from typing import NoReturn
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import ORMExecuteState, Session
 
 from ..bus import RouteTable
 from ..clock import Clock
@@ -34,9 +36,31 @@ class RowsOnly(UnitOfWork):
         super().__init__(resources, context, completion=completion)
         self.log = _NoEvents(context)
         self._session = UnitSession(connection, self.log)
+        _keep_rows(self._session.sync_session)
 
     async def _close(self, session: UnitSession) -> None:
         await session.close_unit()
+
+
+def _keep_rows(session: Session) -> None:
+    """Let nobody read twice what a thousand events change, and write it once for all of them.
+
+    A session forgets a row that nobody holds; here it is held until a statement is executed that
+    may change it behind the session's back, and finds then what was changed before.
+    """
+    kept = list[object]()
+
+    def keep(_: Session, row: object) -> None:
+        kept.append(row)
+
+    def forget(execution: ORMExecuteState) -> None:
+        if not execution.is_select:
+            session.flush()
+            kept.clear()
+
+    event.listen(session, "loaded_as_persistent", keep)
+    event.listen(session, "pending_to_persistent", keep)
+    event.listen(session, "do_orm_execute", forget)
 
 
 class _NoEvents(EventLog):
