@@ -245,7 +245,10 @@ def test_slice_that_is_broken_is_told_as_at_the_start(paid: Shop) -> None:
         contracts(paid)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"Paid": {}}', "<<<<<<< HEAD\n{}"])
+WRONG_VERSION = '{"Paid": {"version": "two", "key": "", "required": {}, "optional": {}}}'
+
+
+@pytest.mark.parametrize("text", [*("{", "[]", '{"Paid": {}}', "<<<<<<< HEAD\n{}"), WRONG_VERSION])
 def test_file_that_cannot_be_read(paid: Shop, text: str) -> None:
     file = paid.slices / "payments/contracts.json"
     file.write_text(text)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from .catalog import read, relative, where
 from .discovery import Slice, find_slices
 from .errors import OperationError, WiringError
@@ -203,15 +205,19 @@ def _field_differences(old: Shape, new: Shape, name: str) -> Iterator[_Differenc
         yield _Difference(f"{name}: {after} has a default now", breaks=False)
 
 
+_RECORDED = TypeAdapter(dict[str, Shape])
+
+
 def _recorded(one: Slice) -> Recorded:
     file = one.path / FILE
     if not file.exists():
         return {}
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        return {name: Shape(**shape) for name, shape in stored.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        return _RECORDED.validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
         raise OperationError(
-            f"{relative(str(file))}: expected what `contracts accept` writes: {error}. Take it"
+            f"{relative(str(file))}: expected what `contracts accept` writes, got {place}. Take it"
             " from the last commit; after a merge, from one side, and accept again."
         ) from error
