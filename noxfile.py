@@ -45,7 +45,8 @@ def tests(session: nox.Session) -> None:
     compiled = ("--compile-bytecode",)
     install(session, "tests", options=compiled)
     install_service_needs(session, options=compiled)
-    session.run("pytest", *(session.posargs or ["-n2"]))
+    # Three, as many tests wait for what they have started.
+    session.run("pytest", *(session.posargs or ["-n3", "-m", "not long"]))
     if not session.posargs:
         session.notify("lint")
         session.notify("typecheck")

@@ -216,7 +216,9 @@ class Reader:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PATH": self.path, "PYTHONPATH": "src", "COLUMNS": "200"}
+        # As a reader's Python, these keep what they have compiled.
+        keeping = {"PYTHONDONTWRITEBYTECODE": ""}
+        return {**os.environ, **keeping, "PATH": self.path, "PYTHONPATH": "src", "COLUMNS": "200"}
 
 
 def dialogue(block: Block) -> Iterator[tuple[str, list[str]]]:

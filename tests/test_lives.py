@@ -108,6 +108,7 @@ def young(released: tuple[Versions, list[str]], tmp_path_factory: pytest.TempPat
     return shop.parent
 
 
+@pytest.mark.long
 def test_steps_and_a_jump(
     released: tuple[Versions, list[str]],
     young: Path,

@@ -484,11 +484,11 @@ class TestCommandLine:
         before = tree(shop)
         done = self.copier(
             *("copy", "--defaults", "--vcs-ref=HEAD", template.path, PAYMENTS),
-            *("-d", "fields=amount:money"),
+            *("-d", "fields=amount:euros"),
         )
         assert done.returncode != 0
         last = done.stderr.rstrip().splitlines()[-1]
-        assert "question 'fields': amount has the unknown type money. Types are str, text" in last
+        assert "question 'fields': amount has the unknown type euros. Types are str, text" in last
         assert tree(shop) == before
 
     def test_update_with_skip_answered_asks_nothing(

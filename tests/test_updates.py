@@ -74,6 +74,7 @@ def shop(first: Path, tmp_path: Path) -> Path:
 class TestWithoutEdits:
     """To the byte what a fresh copy gives."""
 
+    @pytest.mark.long
     def test_from_what_was_released(self, tmp_path: Path) -> None:
         (tmp_path / "template").mkdir()
         found, earlier = versions.history(tmp_path / "template")

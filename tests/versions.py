@@ -15,6 +15,7 @@ BUS = SERVICE / "src" / "{{ package }}" / "bus"
 
 # Before it, slices with fields could not be rendered, and READMEs named a temporary folder.
 _FIRST_VALID = "41f4569bd08415d53e415328455f2ca58d6e7fe4"
+_LATER = "dd80e39378ad4477226ea7858d1a6ae80c5bb75c"
 
 _MARK = re.compile(r"(?m)^(?:# |## )?Template version \d+\.\n")
 _COLUMN = '    sa.Column("version_{}", sa.Integer()),\n'
@@ -135,10 +136,7 @@ def history(folder: Path) -> tuple[Versions, list[str]]:
     tags = git(folder, "tag", "--sort=version:refname").splitlines()
     earlier = [tag for tag in tags if tag[0].isdigit()]
     if not earlier:
-        changes = ("HEAD", "--", "copier.yml", "template")
-        since = f"^{_FIRST_VALID}^"
-        commits = git(folder, "rev-list", "--first-parent", "--reverse", since, *changes).split()
-        earlier = [commits[0], commits[len(commits) // 2]]
+        earlier = [_FIRST_VALID, _LATER]
     for name in ("copier.yml", "template"):
         git(folder, "rm", "--quiet", "-r", name)
     template_repository(folder)

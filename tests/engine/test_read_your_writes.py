@@ -166,7 +166,7 @@ async def test_what_will_never_be_seen_is_told_at_once(reader: Open, url: str, s
     with pytest.raises(one.service.shop.bus.NeverSeenError, match=rf"notes\.keep.*is {state}"):
         await one.kept(token, "keep")
     assert await one.kept(token) == 0
-    assert one.service.in_use() == 0
+    await until(lambda: one.service.in_use() == 0)
 
 
 async def test_event_that_the_read_model_does_not_want_needs_no_waiting(
