@@ -71,8 +71,8 @@ def release(session: nox.Session) -> None:
     session.run(*check)
     install(session, "tests", options=("--compile-bytecode",))
     install_service_needs(session, options=("--compile-bytecode",))
-    lives = ("tests/test_lives.py", "tests/test_random_lives.py", "tests/test_updates.py")
-    session.run("pytest", "-n2", *lives)
+    session.run("pytest", "-n2", "-m", "long")
+    session.run("pytest", "-n2", "tests/test_random_lives.py", "--lives=50")
     session.run(*check, "--tag")
 
 

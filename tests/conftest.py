@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """For the tests that break things; options are only heard of here."""
     parser.addoption("--seed", type=int, help="what is random is as it was with this seed")
     parser.addoption("--minutes", type=float, default=0, help="how long processes are killed")
-    parser.addoption("--lives", type=int, default=12, help="how many lives with random edits")
+    parser.addoption("--lives", type=int, default=6, help="how many lives with random edits")
     parser.addoption("--report", type=Path, help="a file for what was found in that time")
 
 

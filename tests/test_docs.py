@@ -355,7 +355,14 @@ def make_shop(template: Template, programs: str, folder: Path) -> Path:
     return shop
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # It updates a service three times, and runs all its tests.
+        pytest.param(page, id=page.stem, marks=[pytest.mark.long] if page.stem == "update" else [])
+        for page in PAGES
+    ],
+)
 def test_page(
     page: Path,
     template: Template,

@@ -132,7 +132,13 @@ class TestAllSlices:
     def test_are_typed(self, shop: Path) -> None:
         run(shop, "mypy")
 
-    @pytest.mark.parametrize("options", [(), ("--postgresql",)], ids=["sqlite", "postgresql"])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            pytest.param((), id="sqlite"),
+            pytest.param(("--postgresql",), id="postgresql", marks=pytest.mark.long),
+        ],
+    )
     def test_pass_their_tests(self, shop: Path, options: tuple[str, ...]) -> None:
         """Boundaries and migrations are among them: up, check, down and up again."""
         folders = [f"src/shop/slices/{name}" for name in RUN_IN_FULL]
@@ -220,7 +226,7 @@ def context(
     }
 
 
-@pytest.mark.parametrize("package", ["shop", "p" * 40])
+@pytest.mark.parametrize("package", ["shop", pytest.param("p" * 40, marks=pytest.mark.long)])
 def test_names_of_every_length_are_formatted(package: str, shop: Path, tmp_path: Path) -> None:
     """Rendered without Copier, which would take minutes."""
     (tmp_path / "pyproject.toml").write_bytes((shop / "pyproject.toml").read_bytes())

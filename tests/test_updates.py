@@ -88,8 +88,12 @@ class TestWithoutEdits:
 
     @pytest.mark.parametrize(
         ("service", "tags"),
-        [*zip(SERVICES, [("3.0.0",), ("2.0.0", "3.0.0")], strict=True)],
-        ids=["jump", "steps"],
+        [
+            pytest.param("sqlite-jwt-github", ("3.0.0",), id="jump"),
+            pytest.param(
+                *("postgresql-none-none", ("2.0.0", "3.0.0")), id="steps", marks=pytest.mark.long
+            ),
+        ],
     )
     def test_of_everything(
         self, made_up: Versions, tmp_path: Path, service: str, tags: tuple[str, ...]
@@ -406,6 +410,7 @@ def test_a_slice_works_with_what_was_released_of_its_major_version(
     run(shop, "pytest", "-q", "-p", "no:cacheprovider", "src/shop/slices")
 
 
+@pytest.mark.long
 class TestClosingMessage:
     """What is to be done by hand after answers have changed, and that it is right."""
 
