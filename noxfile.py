@@ -29,6 +29,14 @@ def install_service_needs(session: nox.Session, options: tuple[str, ...] = ()) -
     session.install(*options, "-r", str(pyproject), f"--group={pyproject}:dev")
 
 
+def install_for_tests(session: nox.Session) -> None:
+    """Install what the tests need, and what the services that they make do."""
+    # Hundreds of processes are started: without it, each compiles all that it imports.
+    compiled = ("--compile-bytecode",)
+    install(session, "tests", options=compiled)
+    install_service_needs(session, options=compiled)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Generate a shop, run it, make a payment, show the order; `-- --serve` leaves it running."""
@@ -41,10 +49,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Generate, run what was generated, update it, break it."""
-    # Hundreds of processes are started: without it, each compiles all that it imports.
-    compiled = ("--compile-bytecode",)
-    install(session, "tests", options=compiled)
-    install_service_needs(session, options=compiled)
+    install_for_tests(session)
     # Three, as many tests wait for what they have started.
     session.run("pytest", *(session.posargs or ["-n3", "-m", "not long"]))
     if not session.posargs:
@@ -55,8 +60,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Kill processes for ten minutes, and write faults.md; `-- --minutes N --seed S`."""
-    install(session, "tests")
-    install_service_needs(session)
+    install_for_tests(session)
     # By `python -m`: a script of that name would be imported again by each process.
     options = ("--minutes=10", "--report=faults.md", *session.posargs)
     session.run("python", "-m", "pytest", "tests/faults/test_kills.py", *options)
@@ -69,8 +73,7 @@ def release(session: nox.Session) -> None:
         session.error("which version? nox -s release -- 1.2.0")
     check = ("python", "release.py", *session.posargs)
     session.run(*check)
-    install(session, "tests", options=("--compile-bytecode",))
-    install_service_needs(session, options=("--compile-bytecode",))
+    install_for_tests(session)
     session.run("pytest", "-n2", "-m", "long")
     session.run("pytest", "-n2", "tests/test_random_lives.py", "--lives=50")
     session.run(*check, "--tag")

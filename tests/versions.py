@@ -126,6 +126,7 @@ def history(folder: Path) -> tuple[Versions, list[str]]:
 
     Those are all that were released, the oldest first; as long as there are none, an early commit
     and a later one.
+
     Skips the test where there is no history: in a shallow clone, or in an archive.
     """
     done = subprocess.run(

@@ -62,11 +62,12 @@ async def check_database(database: Database) -> None:
         standing = await Branches(PACKAGE).compare(database)
     except UNREACHABLE as error:
         raise StartError(database.unreachable(error)) from error
-    try:
-        async with database.queries.connect():
-            pass
-    except UNREACHABLE as error:
-        raise StartError(database.unreachable(error, replica=True)) from error
+    if database.has_replica:
+        try:
+            async with database.queries.connect():
+                pass
+        except UNREACHABLE as error:
+            raise StartError(database.unreachable(error, replica=True)) from error
     if standing.behind:
         raise StartError(
             f"The database {database} is behind the code (it lacks"

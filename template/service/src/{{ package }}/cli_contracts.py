@@ -34,9 +34,7 @@ def check(
 
 
 @contracts.command()
-def accept(
-    yes: Yes = False,
-) -> None:
+def accept(yes: Yes = False) -> None:
     """Write what events promise now into the contracts.json of their slices."""
     found = Contracts(PACKAGE)
     for one in found.changes:

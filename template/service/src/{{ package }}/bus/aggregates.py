@@ -8,6 +8,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 from uuid_utils.compat import uuid7
 
+from .clock import utc_now
+
 Payload = dict[str, Any]
 
 Upcast = Callable[[Payload], Payload]
@@ -69,7 +71,7 @@ class Aggregate(BaseModel, Generic[E]):
     @classmethod
     def from_events(cls, *events: E) -> Self:
         """One to which these have happened; for tests of what it decides next."""
-        aggregate = cls.blank(uuid7(), dt.datetime.now(dt.UTC))
+        aggregate = cls.blank(uuid7(), utc_now())
         for event in events:
             aggregate.replay(event)
         return aggregate

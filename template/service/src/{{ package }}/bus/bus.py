@@ -111,10 +111,10 @@ class Bus(QueryBus):
 
     @property
     def published(self) -> str:
-        """A token that names the events which the last send on this bus has published.
+        """A token that names the events of the last send on this bus that has published any.
 
-        Of those that published something; '' if none did. For the bus of a request, not of a
-        handler. What listeners publish in their turn is not meant.
+        '' if none has. For the bus of a request, not of a handler. What listeners publish in their
+        turn is not meant.
         """
         return self._published
 

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from .bus import Bus, Listeners, Route, RouteTable
+from .clock import utc_now
 from .context import Context
 from .errors import BusError, IdempotencyKeyError
 from .messages import Command
@@ -96,7 +97,7 @@ class Once:
 
         Waits for the unit that has inserted it, if that one has not committed yet.
         """
-        now = dt.datetime.now(dt.UTC)
+        now = utc_now()
         values = {**row, "created_at": now, "expires_at": now + self._lifetime}
         dialect = session.get_bind().dialect.name
         insert = (postgresql if dialect == "postgresql" else sqlite).insert(keys).values(values)

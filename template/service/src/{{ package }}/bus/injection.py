@@ -57,6 +57,11 @@ class Plan:
         return {source for _, source in self.parameters}
 
     @property
+    def services(self) -> list[Any]:
+        """The types of the application's services that it asks for."""
+        return [wanted for wanted, source in self.parameters if source is Source.APPLICATION]
+
+    @property
     def needs_unit(self) -> bool:
         """Whether it can only run in a unit of work."""
         return bool(self.sources & _OF_THE_UNIT)

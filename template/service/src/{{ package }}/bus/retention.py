@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
+from .clock import utc_now
 from .engines import Database
 from .idempotency import remove_expired as remove_expired_keys
 
@@ -150,4 +151,4 @@ async def _remove_deliveries(connection: AsyncConnection, ids: list[int]) -> Non
 
 
 def _ago(span: dt.timedelta) -> dt.datetime:
-    return dt.datetime.now(dt.UTC) - span
+    return utc_now() - span

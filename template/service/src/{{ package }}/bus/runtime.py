@@ -21,7 +21,6 @@ from .discovery import Slice, find_slices
 from .engines import UNREACHABLE, Database
 from .errors import UnreachableError, WiringError
 from .idempotency import LIFETIME, KeyedBus
-from .injection import Source
 from .loading import load
 from .messages import Event
 from .outbox import Outbox
@@ -58,9 +57,13 @@ class Runtime:
         self._routes = Routes()
         outbox = Outbox(catalog.events, self.clock)
         self._resources = Resources(
-            self._routes.messages, self._routes.inline, outbox, database, self.clock
+            self._routes.messages,
+            self._routes.inline,
+            outbox,
+            database,
+            self.clock,
+            catch_up=catch_up,
         )
-        self._resources.catch_up = catch_up
         self.readers = readers(catalog)
         self.relay = Relay(self._resources, self._routes.listeners, self.readers, options)
         self._resources.on_commit = self.relay.committed
@@ -137,8 +140,7 @@ class Runtime:
     async def listener(self, name: str) -> Listener:
         """A listener with the services that it asks for, to run outside of deliveries."""
         wired, services = self.wiring.listeners[name], self.wiring.services
-        asked = [one for one, source in wired.plan.parameters if source is Source.APPLICATION]
-        constants = {one: await services.of_application(one) for one in asked}
+        constants = {one: await services.of_application(one) for one in wired.plan.services}
         return listener_of(wired, constants, services)
 
     async def settled(self, within: float = 10.0) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
 
 from .aggregates import Aggregate, Payload, StreamEvent
+from .clock import utc_now
 from .context import Context
 from .errors import BusError
 from .recording import log_of
@@ -162,7 +163,7 @@ class Streams(Generic[A]):
     ) -> None:
         """Store rows behind the version `before`; began is the time of a stream's first row."""
         context = log_of(session.sync_session).context or Context()
-        now = dt.datetime.now(dt.UTC)
+        now = utc_now()
         first, *others = [
             {
                 "stream_id": stream_id,

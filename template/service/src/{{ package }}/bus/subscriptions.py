@@ -1,7 +1,6 @@
 """Writes down which listeners want which events; deliveries are made from these rows."""
 
 import asyncio
-import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .catalog import Catalog, event_types
+from .clock import utc_now
 from .engines import Database
 from .errors import WiringError
 from .marks import Listens
@@ -19,7 +19,7 @@ from .marks import Listens
 # Any number: processes that start at once take turns on it (PostgreSQL).
 _LOCK = 7_305_110_001
 # Whoever waits for publishers makes all that come later wait, too: briefly, and then once more.
-_LOCK_TIMEOUT = sa.text("SET LOCAL lock_timeout = '500ms'")
+LOCK_TIMEOUT = sa.text("SET LOCAL lock_timeout = '500ms'")
 _LOCKED = ("55P03", "40P01")  # It waited too long, or for somebody who waits for it.
 _MOST_TRIES = 20
 
@@ -98,7 +98,7 @@ async def lock_log(connection: AsyncConnection) -> int:
     All up to it is committed. Events after it find what this transaction changes in subscriptions.
     """
     if connection.dialect.name == "postgresql":
-        await connection.execute(_LOCK_TIMEOUT)
+        await connection.execute(LOCK_TIMEOUT)
         await connection.execute(sa.text("LOCK TABLE bus_event IN SHARE ROW EXCLUSIVE MODE"))
     newest: int | None = await connection.scalar(sa.select(sa.func.max(tables.event.c.position)))
     return newest or 0
@@ -133,7 +133,7 @@ async def _find(connection: AsyncConnection, names: Sequence[str]) -> int | None
 
 async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
     newest = await lock_log(connection)
-    floor = await _floor(connection) if wanted.from_beginning else 0
+    floor = await log_floor(connection) if wanted.from_beginning else 0
     if floor:
         raise WiringError(
             f"{wanted.listener} wants all events from the beginning, but those up to position"
@@ -148,7 +148,7 @@ async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
                 ordered=wanted.ordered,
                 from_position=newest,
                 backfilled_to=0 if wanted.from_beginning and newest else None,
-                created_at=dt.datetime.now(dt.UTC),
+                created_at=utc_now(),
             )
             .returning(tables.subscription.c.id)
         )
@@ -156,7 +156,8 @@ async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
     return created
 
 
-async def _floor(connection: AsyncConnection) -> int:
+async def log_floor(connection: AsyncConnection) -> int:
+    """The position up to which events may have been removed from the log; 0 if none were."""
     floor: int | None = await connection.scalar(sa.select(tables.log.c.floor))
     return floor or 0
 

@@ -39,9 +39,7 @@ class Wiring:
     def needed_services(self) -> Iterator[Any]:
         """The types of the application's services that functions ask for."""
         for wired in [*self.handlers.values(), *self.listeners.values(), *self.guards]:
-            for wanted, source in wired.plan.parameters:
-                if source is Source.APPLICATION:
-                    yield wanted
+            yield from wired.plan.services
 
     def guards_of(self, command: type[Command[Any]]) -> list[Wired]:
         """The guards of a command or query, outermost first."""

@@ -16,7 +16,7 @@ from ..context import Context
 from ..errors import OperationError
 from ..messages import Event
 from ..runtime import Runtime
-from ..subscriptions import lock_log, until_locked
+from ..subscriptions import LOCK_TIMEOUT, lock_log, log_floor, until_locked
 from ..unit import Completion
 from ..work import Listener
 from .audit import Audit
@@ -50,7 +50,7 @@ class Rebuild:
 
 async def refuse_below_floor(connection: AsyncConnection) -> None:
     """Raises OperationError if events may have been removed: what they have made would be lost."""
-    if floor := await connection.scalar(sa.select(sa.func.max(tables.log.c.floor))):
+    if floor := await log_floor(connection):
         raise OperationError(
             f"Events up to position {floor} of the log may have been removed: nothing that they"
             " were part of can be made anew. (KEEP_EVENTS_DAYS says how long they are kept.)"
@@ -205,7 +205,7 @@ class Making:
         """Keep out other writers: those of the read model, before those of the log."""
         row = tables.subscription
         if not self._is_sqlite:
-            await connection.execute(sa.text("SET LOCAL lock_timeout = '500ms'"))
+            await connection.execute(LOCK_TIMEOUT)
         # One that is being filled needs no more: it goes live. (SQLite is locked by this as well.)
         mine = row.c.id == self._planned.subscribed.id
         await connection.execute(sa.update(row).where(mine).values(backfilled_to=None))

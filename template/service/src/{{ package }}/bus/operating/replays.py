@@ -13,6 +13,7 @@ from .. import tables
 from ..engines import Database
 from ..errors import OperationError
 from ..lanes import lock_keys, promote
+from ..subscriptions import log_floor
 from ..waking import waking
 from .audit import Audit
 from .filters import OF_EVENTS, Filter
@@ -83,7 +84,7 @@ async def play(
 
 async def _refuse_below_floor(connection: AsyncConnection, since: dt.datetime | None) -> None:
     event = tables.event
-    floor = await connection.scalar(sa.select(sa.func.max(tables.log.c.floor))) or 0
+    floor = await log_floor(connection)
     if floor == 0:
         return
     begins = await connection.scalar(
