@@ -220,6 +220,7 @@ class Relay:
         """Until somebody wakes it, a delivery is done, or the next is due."""
         if not self._due_known:
             self._due_known = True
+            await asyncio.sleep(0)  # What was begun just now goes first.
             # What has become due since then was not seen yet.
             after = min(self._dry.values(), default=self._resources.clock.now())
             self._due = await self._claims.next_due(self._here, after)
