@@ -470,6 +470,29 @@ class TestCommandLine:
         assert "2. uv run shop db upgrade" in done.stderr
         assert "3. uv run pytest src/shop/slices/orders" in done.stderr
 
+    @pytest.mark.parametrize(
+        ("further", "told"),
+        [
+            ("invoices.InvoiceCreated:bill", "3. give InvoiceCreated the field order_id   # unless"),
+            ("invoices.OrderBilled:bill", "3. uv run shop db upgrade"),
+        ],
+    )
+    def test_further_events_of_a_process_bring_its_id(
+        self,
+        template: Template,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        further: str,
+        told: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        done = self.copier(
+            *("copy", "--defaults", "--vcs-ref=HEAD", template.path, "src/shop/slices/checkouts"),
+            *("-d", "style=process", "-d", f"listens_to=orders.OrderCreated:start {further}"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert told in done.stderr
+
     @pytest.mark.parametrize("relative", [True, False])
     def test_a_relative_path_of_the_template_is_warned_of(
         self, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool

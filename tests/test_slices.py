@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ SLICES: dict[str, dict[str, str]] = {
     "dunnings": {"style": "process", "listens_to": "invoices.InvoiceCreated:start_dunning"},
     "checkouts": {
         "style": "process",
-        "listens_to": "payments.PaymentCreated:begin_checkout sheep.SheepCreated:shear"
+        "listens_to": "payments.PaymentCreated:begin_checkout sheep.SheepShorn:shear"
         " payments.PaymentRefunded:refund",
         "fields": OPTIONAL_OF_EACH,
     },
@@ -92,11 +93,19 @@ SLICES: dict[str, dict[str, str]] = {
 # Those that differ in kind; the others are checked, typed and migrated.
 RUN_IN_FULL = ["parcels", "samples", "drafts", "flags", "soils", "trips", "units", "checkouts"]
 
-REFUNDED = """
+CONTRACTS = {
+    "payments": """
 
 class PaymentRefunded(Event, key="payment_id"):
     payment_id: UUID
-"""
+""",
+    "sheep": """
+
+class SheepShorn(Event, key="sheep_id"):
+    sheep_id: UUID
+    payment_id: UUID
+""",
+}
 
 
 def run(service: Path, *command: str, **environment: str) -> str:
@@ -118,8 +127,9 @@ def shop(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop = template.copy(tmp_path_factory.mktemp("slices") / "shop")
     for name, answers in SLICES.items():
         template.copy(shop / "src/shop/slices" / name, **answers)
-    with (shop / "src/shop/slices/payments/contracts.py").open("a") as contracts:
-        contracts.write(REFUNDED)
+    for name, more in CONTRACTS.items():
+        with (shop / "src/shop/slices" / name / "contracts.py").open("a") as contracts:
+            contracts.write(more)
     commit_all(shop)
     return shop
 
@@ -161,6 +171,34 @@ def test_events_with_one_key_share_a_column(shop: Path) -> None:
     assert models.count("payment_id: Mapped[UUID | None]") == 1
     listeners = (shop / "src/shop/slices/parcels/listeners.py").read_text()
     assert listeners.count("@listen") == 4
+
+
+def test_further_event_of_a_process_brings_the_id_that_it_began_with(shop: Path) -> None:
+    checkouts = shop / "src/shop/slices/checkouts"
+    listeners = (checkouts / "listeners.py").read_text()
+    assert 'ReportCheckout(id=event.payment_id, step="shear", outcome="done")' in listeners
+    # Of two ids a test sees which one is taken.
+    tests = (checkouts / "tests/test_listeners.py").read_text()
+    assert "SheepShorn(sheep_id=OTHER_ID, payment_id=SOME_ID)" in tests
+    assert "PaymentRefunded(payment_id=SOME_ID)" in tests
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        ("payments.PaymentRefunded", "order_id"),
+        ("payments.OrderPaid", "order_id"),
+        ("payments.CheckoutPaid", "checkout_id"),
+    ],
+)
+def test_field_with_the_id_of_a_process(event: str, field: str) -> None:
+    listens = json.loads(macros("grammar").parse_listens(f"orders.OrderCreated:start {event}:pay"))
+    assert macros("macros").process_id(listens[1], listens, "checkout") == field
+
+
+def test_names_in_tests_have_no_article(shop: Path) -> None:
+    for module in (shop / "src/shop/slices").rglob("test_*.py"):
+        assert not re.findall(r"def an?_\w+", module.read_text()), module
 
 
 @pytest.mark.parametrize(
