@@ -3,7 +3,7 @@
 import ast
 import inspect
 import linecache
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType, ModuleType
@@ -26,8 +26,11 @@ def attributes_read(function: FunctionType, variable: str) -> set[str]:
 def made_by(function: FunctionType) -> dict[Any, str | None]:
     """The classes that a function may make instances of, and where.
 
-    It is read together with the functions of the service that it calls, and with the methods that
-    they may mean: those with a name that they use, in classes that they mention.
+    It is read together with the functions of the service that it calls or passes on, and with the
+    methods that they may mean: those with a name that they use, in classes that they mention.
+    Functions that such a class keeps in an attribute with such a name count too, be it in a
+    collection or a dataclass (`steps = [Step("pay", request_payment)]`). What is called in another
+    way, such as by a computed name, is not seen.
     """
     reading = _Reading(function.__module__.partition(".")[0])
     seen: set[FunctionType] = set()
@@ -66,20 +69,20 @@ class _Reading:
         for cls in self.classes:
             yield from self._methods(cls, self.attributes)
 
-    def _methods(self, cls: type, names: Iterable[str]) -> Iterator[FunctionType]:
+    def _methods(self, cls: type, names: Collection[str]) -> Iterator[FunctionType]:
         for base in filter(self._is_own, cls.__mro__):
             found = (vars(base).get(name) for name in names)
             plain = (getattr(one, "fget", getattr(one, "__func__", one)) for one in found)
-            yield from (one for one in plain if isinstance(one, FunctionType))
+            yield from (one for value in plain for one in _kept_in(value, names))
 
     def _mention(self, thing: Any) -> None:
         if isinstance(thing, type) and self._is_own(thing):
             self.classes[thing] = None
+        if isinstance(thing, FunctionType) and self._is_own(thing):
+            self.called.append(thing)
 
     def _call(self, callee: ast.expr, names: dict[str, Any], place: str) -> None:
         thing = _resolve(callee, names)
-        if isinstance(thing, FunctionType) and self._is_own(thing):
-            self.called.append(thing)
         if thing is None and isinstance(callee, ast.Attribute):
             # An alternative constructor, such as PaymentCreated.of(payment).
             thing = _resolve(callee.value, names)
@@ -90,6 +93,23 @@ class _Reading:
     def _is_own(self, thing: Any) -> bool:
         module = f"{thing.__module__}."
         return module.startswith(f"{self.service}.") and not module.startswith(f"{_ENGINE}.")
+
+
+def _kept_in(value: Any, names: Collection[str]) -> Iterator[FunctionType]:
+    """The function that a value is, or those in it: in dataclasses the fields with these names."""
+    for one in _items(value):
+        fields = getattr(type(one), "__dataclass_fields__", ())
+        inside = [getattr(one, name, None) for name in fields if name in names]
+        yield from (found for found in [one, *inside] if isinstance(found, FunctionType))
+
+
+def _items(value: Any) -> Iterable[Any]:
+    match value:
+        case list() | tuple():
+            return value
+        case dict():
+            return value.values()
+    return [value]
 
 
 def _nodes_of(function: FunctionType) -> list[ast.AST]:
