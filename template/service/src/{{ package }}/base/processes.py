@@ -17,12 +17,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ..bus import Bus, Event
+from ..bus import Bus, Command, Event, View
 from ..bus.clock import utc_now
 from .database import Entity
 from .errors import Conflict, Invalid
 
-__all__ = ["COMPENSATED", "FINISHED", "Outcome", "Process", "Step", "begin", "locked", "tell"]
+__all__ = [
+    "COMPENSATED",
+    "FINISHED",
+    "Outcome",
+    "Process",
+    "Step",
+    "begin",
+    "expect_same",
+    "locked",
+    "tell",
+]
 
 Outcome = Literal["done", "failed", "undone"]
 
@@ -212,6 +222,18 @@ async def begin(session: AsyncSession, process: P) -> P:
     found = await locked(session, type(process), process.id)
     assert found is not None
     return found
+
+
+def expect_same(command: Command[Any], begun: View) -> None:
+    """Raises Conflict if the process that was begun has other data than the command gives.
+
+    For callers who choose the id themselves: it may be taken. Nothing is said by what they leave
+    out, and by fields that the view does not have.
+    """
+    given = {name: getattr(command, name) for name in command.model_fields_set}
+    other = [name for name, value in given.items() if getattr(begun, name, value) != value]
+    if other:
+        raise Conflict(f"This id is taken, with another {' and '.join(sorted(other))}.")
 
 
 async def locked(session: AsyncSession, kind: type[P], process_id: UUID) -> P | None:
