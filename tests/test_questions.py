@@ -473,7 +473,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("further", "told"),
         [
-            ("invoices.InvoiceCreated:bill", "3. give InvoiceCreated the field order_id   # unless"),
+            ("invoices.InvoiceCreated:bill", "3. give InvoiceCreated the field order_id"),
             ("invoices.OrderBilled:bill", "3. uv run shop db upgrade"),
         ],
     )

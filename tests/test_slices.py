@@ -196,6 +196,10 @@ def test_field_with_the_id_of_a_process(event: str, field: str) -> None:
     assert macros("macros").process_id(listens[1], listens, "checkout") == field
 
 
+def test_process_that_does_not_listen_needs_no_ids_of_others() -> None:
+    assert not macros("macros").bringing_process_id([], "checkout")
+
+
 def test_names_in_tests_have_no_article(shop: Path) -> None:
     for module in (shop / "src/shop/slices").rglob("test_*.py"):
         assert not re.findall(r"def an?_\w+", module.read_text()), module
