@@ -146,6 +146,7 @@ class Eventsourcing(Peer):
 
     async def open(self) -> None:
         await super().open()
+        self.runner: ProjectionRunner[Ledger, Copies] | None = None
         server = conninfo_to_dict(self.url)
         self.environment = {
             "PERSISTENCE_MODULE": "eventsourcing.postgres",
@@ -171,9 +172,12 @@ class Eventsourcing(Peer):
         await self.all_copied()
 
     async def settle(self) -> None:
-        await asyncio.to_thread(self.runner.__exit__, None, None, None)
+        if self.runner is not None:
+            await asyncio.to_thread(self.runner.__exit__, None, None, None)
+            self.runner = None
 
     async def close(self) -> None:
+        await self.settle()
         self.ledger.close()
         await super().close()
 
