@@ -231,7 +231,8 @@ class Eventsourcing:
         for amount in range(2, length + 1):
             card.change(owner=OWNER, amount=amount)
         self._cards.save(card)
-        return card.id
+        stream_id: UUID = card.id
+        return stream_id
 
     async def load(self, stream_id: UUID, length: int, times: int) -> None:
         for _ in range(times):
