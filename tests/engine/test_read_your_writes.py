@@ -93,7 +93,7 @@ async def test_read_waits_for_the_read_model_that_it_names(
     one.service.shop.gate("mail").set()
     await one.service.settled()
     assert await one.kept(token, "keep", "mail", "check") == 3
-    assert one.service.in_use() == 0
+    await until(lambda: one.service.in_use() == 0)
 
 
 async def test_many_reads_that_wait_leave_delivery_its_connections(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..bus import Bus, Command, Context, User
+from ..bus import Bus, Command, Context, IdempotencyKeyError, User
 from ..bus.bus import Listeners
 from ..bus.context import is_correlation_id, new_correlation_id
 from ..bus.idempotency import KeyedBus
@@ -91,6 +91,8 @@ async def bus_of(
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
     key = None if request.method in _READING else idempotency_key
+    if key is not None and len(request.headers.getlist(_IDEMPOTENCY_KEY)) > 1:
+        raise IdempotencyKeyError("The header Idempotency-Key came more than once: send one.")
     made: Bus = request.app.state.runtime.bus(context, key)
     # The answer tells what was published on it.
     state.bus = bus = RequestBus(made._routes, context, key)

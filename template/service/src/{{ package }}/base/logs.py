@@ -4,6 +4,7 @@ import logging
 import sys
 
 import structlog
+from pydantic_core import to_json
 from structlog.typing import EventDict, Processor
 
 _HANDLER = "structlog"
@@ -18,6 +19,7 @@ def configure(level: str = "INFO", *, json: bool = False) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
+        cache_logger_on_first_use=True,
         processors=[
             structlog.stdlib.filter_by_level,
             *shared,
@@ -47,7 +49,12 @@ def configure(level: str = "INFO", *, json: bool = False) -> None:
 
 def _json() -> list[Processor]:
     # Tracebacks as plain text: the structured ones print local variables, secrets included.
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
+
+
+def _to_json(line: EventDict, **_: object) -> str:
+    # Takes a third of the time of the json module, and every request and delivery has a line.
+    return to_json(line, fallback=repr).decode()
 
 
 def _text() -> list[Processor]:

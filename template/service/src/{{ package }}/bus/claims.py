@@ -51,6 +51,7 @@ class Claims:
         whole = sa.tuple_(*what, tables.delivery.c.event_version)
         self._readable = whole.in_(readable) if readable else sa.false()
         self._picks = {suspects: _pick(self._readable, suspects) for suspects in (False, True)}
+        self._claims = {suspects: _claim(self._readable, suspects) for suspects in (False, True)}
 
     async def claim(
         self, subscriptions: Collection[int], each: int, *, suspects: bool = False
@@ -59,22 +60,39 @@ class Claims:
 
         suspects: instead, one delivery that may be what its processes died of.
         """
-        busy: dict[int, bool] = {}
-        is_sqlite = self._database.dialect == "sqlite"
-        if is_sqlite and not (busy := await self.busy(subscriptions, suspects=suspects)):
+        if self._database.dialect == "postgresql":
+            return await self._claim_at_once(subscriptions, each, suspects=suspects)
+        busy = await self.busy(subscriptions, suspects=suspects)
+        if not busy:
             return []
         async with self._database.writer.begin() as connection:
-            if not is_sqlite:
-                busy = await self._busy(connection, subscriptions, suspects=suspects)
-                if not busy:
-                    return []
-                await connection.execute(_NOT_YET_ON_DISK)
             token = uuid7()
             found = await self._pick(connection, busy, each, suspects=suspects, token=token)
             if found:
                 lease = {"ids": [one.id for one in found], "held": token, "by": self.worker_id}
                 await connection.execute(_LEASE, {**lease, "seconds": self.lease})
         return sorted(found, key=lambda one: one.id)
+
+    async def _claim_at_once(
+        self, subscriptions: Collection[int], each: int, *, suspects: bool
+    ) -> list[Delivery]:
+        """One statement, a transaction of its own: a listener starts that much sooner."""
+        given = {
+            "most": 1 if suspects else each,
+            "held": uuid7(),
+            "by": self.worker_id,
+            "seconds": self.lease,
+            "now": self._clock.now(),
+        }
+        # One suspect is all that may run.
+        turns = [[one] for one in subscriptions] if suspects else [list(subscriptions)]
+        async with self._database.autocommit.connect() as connection:
+            for turn in turns:
+                statement = self._claims[suspects]
+                found = list(await connection.execute(statement, {**given, "subscriptions": turn}))
+                if found:
+                    return sorted(found, key=lambda one: one.id)
+        return []
 
     async def busy(
         self, subscriptions: Collection[int], *, suspects: bool = False
@@ -83,14 +101,9 @@ class Claims:
 
         Only read, so that on SQLite one that has nothing to do keeps no writer waiting.
         """
-        async with self._database.reader.connect() as connection:
-            return await self._busy(connection, subscriptions, suspects=suspects)
-
-    async def _busy(
-        self, connection: AsyncConnection, subscriptions: Collection[int], *, suspects: bool
-    ) -> dict[int, bool]:
         given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
-        return {row[0]: row[1] for row in await connection.execute(_BUSY[suspects], given)}
+        async with self._database.reader.connect() as connection:
+            return {row[0]: row[1] for row in await connection.execute(_BUSY[suspects], given)}
 
     async def _pick(
         self,
@@ -104,7 +117,7 @@ class Claims:
         found = list[Delivery]()
         for subscription, on_probation in busy.items():
             most = 1 if suspects or on_probation else each
-            given = {"subscription": subscription, "most": most, "token": token}
+            given = {"subscription": subscription, "most": most, "held": token}
             found += await connection.execute(
                 self._picks[suspects], {**given, "now": self._clock.now()}
             )
@@ -248,25 +261,9 @@ class Claims:
         self, subscriptions: Collection[int], after: dt.datetime
     ) -> dt.datetime | None:
         """When the next delivery, pause or scheduled event is due, of those due after `after`."""
-        subscription, delivery, scheduled = tables.subscription, tables.delivery, tables.scheduled
-        later = (
-            sa.select(sa.func.min(delivery.c.due))
-            .where(
-                delivery.c.subscription_id == subscription.c.id,
-                tables.is_in("pending"),
-                delivery.c.due > after,
-            )
-            .correlate(subscription)
-            .scalar_subquery()
-        )
-        pauses = sa.case((subscription.c.paused_until > after, subscription.c.paused_until))
-        query = sa.select(
-            sa.func.min(later),
-            sa.func.min(pauses),
-            sa.select(sa.func.min(scheduled.c.due)).scalar_subquery(),
-        ).where(subscription.c.id.in_(subscriptions))
+        given = {"subscriptions": list(subscriptions), "after": after}
         async with self._database.reader.connect() as connection:
-            row = (await connection.execute(query)).one()
+            row = (await connection.execute(_NEXT_DUE, given)).one()
         return min((due for due in row if due is not None), default=None)
 
     async def unfinished(self) -> Sequence[Delivery]:
@@ -303,29 +300,32 @@ class Completed:
 
 def deliveries(*more: sa.ColumnElement[Any]) -> sa.Select[Any]:
     """Deliveries with their events and subscriptions."""
+    delivery, event, subscription = tables.delivery, tables.event, tables.subscription
+    return (
+        sa.select(*_told(), subscription.c.paused_reason, *more)
+        .join(event, event.c.position == delivery.c.event_position)
+        .join(subscription, subscription.c.id == delivery.c.subscription_id)
+    )
+
+
+def _told() -> tuple[sa.ColumnElement[Any], ...]:
     delivery, event = tables.delivery, tables.event
     return (
-        sa.select(
-            delivery.c.id,
-            delivery.c.subscription_id,
-            delivery.c.event_version,
-            delivery.c.run,
-            delivery.c.lane,
-            delivery.c.state,
-            delivery.c.due,
-            delivery.c.attempts,
-            delivery.c.losses,
-            delivery.c.error_message,
-            event.c.id.label("event_id"),
-            event.c.name,
-            event.c.payload,
-            event.c.headers,
-            event.c.correlation_id,
-            tables.subscription.c.paused_reason,
-            *more,
-        )
-        .join(event, event.c.position == delivery.c.event_position)
-        .join(tables.subscription, tables.subscription.c.id == delivery.c.subscription_id)
+        delivery.c.id,
+        delivery.c.subscription_id,
+        delivery.c.event_version,
+        delivery.c.run,
+        delivery.c.lane,
+        delivery.c.state,
+        delivery.c.due,
+        delivery.c.attempts,
+        delivery.c.losses,
+        delivery.c.error_message,
+        event.c.id.label("event_id"),
+        event.c.name,
+        event.c.payload,
+        event.c.headers,
+        event.c.correlation_id,
     )
 
 
@@ -339,21 +339,28 @@ def _is_due(suspects: bool) -> sa.ColumnElement[bool]:
     )
 
 
-def _busy(suspects: bool) -> sa.Select[Any]:
+def _is_open() -> tuple[sa.ColumnElement[bool], ...]:
+    """Subscriptions that are asked for, and neither retired nor paused (or only were)."""
     subscription = tables.subscription
     paused_until, reason = subscription.c.paused_until, subscription.c.paused_reason
-    return sa.select(subscription.c.id, reason.is_not(None)).where(
+    return (
         subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)),
         subscription.c.retired_at.is_(None),
         sa.or_(paused_until <= _NOW, sa.and_(paused_until.is_(None), reason.is_(None))),
-        sa.exists().where(_is_due(suspects)).correlate(subscription),
+    )
+
+
+def _busy(suspects: bool) -> sa.Select[Any]:
+    subscription = tables.subscription
+    return sa.select(subscription.c.id, subscription.c.paused_reason.is_not(None)).where(
+        *_is_open(), sa.exists().where(_is_due(suspects)).correlate(subscription)
     )
 
 
 def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
     delivery = tables.delivery
     return (
-        deliveries(sa.bindparam("token", type_=sa.Uuid()))
+        deliveries(sa.bindparam("held", type_=sa.Uuid()).label("token"))
         .where(
             _is_due(suspects),
             tables.subscription.c.id == sa.bindparam("subscription"),
@@ -362,6 +369,71 @@ def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
         .order_by(delivery.c.due, delivery.c.id)
         .limit(sa.bindparam("most", type_=sa.Integer()))
         .with_for_update(skip_locked=True, of=delivery)
+    )
+
+
+def _next_due() -> sa.Select[Any]:
+    subscription, delivery, scheduled = tables.subscription, tables.delivery, tables.scheduled
+    after = sa.bindparam("after", type_=delivery.c.due.type)
+    later = (
+        sa.select(sa.func.min(delivery.c.due))
+        .where(
+            delivery.c.subscription_id == subscription.c.id,
+            tables.is_in("pending"),
+            delivery.c.due > after,
+        )
+        .correlate(subscription)
+        .scalar_subquery()
+    )
+    pauses = sa.case((subscription.c.paused_until > after, subscription.c.paused_until))
+    return sa.select(
+        sa.func.min(later),
+        sa.func.min(pauses),
+        sa.select(sa.func.min(scheduled.c.due)).scalar_subquery(),
+    ).where(subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)))
+
+
+def _claim(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
+    """Lease what is due of every subscription, a single one of those on probation (PostgreSQL)."""
+    subscription, delivery, event = tables.subscription, tables.delivery, tables.event
+    on_probation = subscription.c.paused_reason.is_not(None)
+    due = (
+        sa.select(*_told())
+        .join(event, event.c.position == delivery.c.event_position)
+        .where(_is_due(suspects), readable)
+        .order_by(delivery.c.due, delivery.c.id)
+        .limit(sa.case((on_probation, 1), else_=sa.bindparam("most", type_=sa.Integer())))
+        .with_for_update(skip_locked=True, of=delivery)
+        .correlate(subscription)
+        .lateral("due")
+    )
+    picked = (
+        sa.select(due, subscription.c.paused_reason)
+        .select_from(subscription.join(due, sa.true()))
+        .where(*_is_open())
+        .cte("picked")
+        .prefix_with("MATERIALIZED")
+    )
+    # As an array they are looked up one by one, however many the planner expects.
+    ids = sa.func.array(sa.select(picked.c.id).scalar_subquery(), type_=sa.ARRAY(sa.BigInteger))
+    leased = _lease(delivery.c.id == sa.any_(ids)).cte("leased")
+    # A lease that a crash of the server loses is as if it had never been claimed: no wait for the
+    # disk.
+    not_yet_on_disk = sa.func.set_config("synchronous_commit", "off", True)
+    token = sa.bindparam("held", type_=sa.Uuid()).label("token")
+    return sa.select(picked, token, not_yet_on_disk).add_cte(leased)
+
+
+def _lease(*which: sa.ColumnElement[bool]) -> sa.Update:
+    return (
+        sa.update(tables.delivery)
+        .where(*which)
+        .values(
+            state="working",
+            token=sa.bindparam("held", type_=sa.Uuid()),
+            worker_id=sa.bindparam("by", type_=sa.Uuid()),
+            lease_until=from_now(sa.bindparam("seconds", type_=sa.Double())),
+        )
     )
 
 
@@ -408,27 +480,16 @@ def _from_now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
 
 
-# A lease that a crash of the server loses is as if it had never been claimed: no wait for the disk.
-_NOT_YET_ON_DISK = sa.text("SET LOCAL synchronous_commit = off")
-
 # Made once: they run for each delivery or claim, and to build one takes longer than to send it.
 _NOW = sa.bindparam("now", type_=tables.delivery.c.due.type)
 _BUSY = {suspects: _busy(suspects) for suspects in (False, True)}
+_NEXT_DUE = _next_due()
 # Those that still have the lease that they were claimed with; one alone is found more quickly.
 _MINE = {alone: _mine(alone) for alone in (True, False)}
 _DONE = {
     alone: mine.values(state="done", token=None, finished_at=_NOW) for alone, mine in _MINE.items()
 }
-_LEASE = (
-    sa.update(tables.delivery)
-    .where(tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)))
-    .values(
-        state="working",
-        token=sa.bindparam("held"),
-        worker_id=sa.bindparam("by"),
-        lease_until=from_now(sa.bindparam("seconds", type_=sa.Double())),
-    )
-)
+_LEASE = _lease(tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 def _no_later_pause(until: dt.datetime) -> sa.ColumnElement[bool]:

@@ -57,6 +57,8 @@ class Database:
         else:
             self.writer = _postgresql_engine(self.url, pool_size=pool_size)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
+        # PostgreSQL: for a single statement, which is its own transaction.
+        self.autocommit = self.writer.execution_options(isolation_level="AUTOCOMMIT")
         # What the units of work of queries read from: nothing else may lag behind.
         self.queries = self.reader
         if replica is not None:

@@ -220,6 +220,7 @@ class Relay:
         """Until somebody wakes it, a delivery is done, or the next is due."""
         if not self._due_known:
             self._due_known = True
+            await asyncio.sleep(0)  # What was begun just now goes first.
             # What has become due since then was not seen yet.
             after = min(self._dry.values(), default=self._resources.clock.now())
             self._due = await self._claims.next_due(self._here, after)
@@ -297,10 +298,10 @@ class Relay:
 
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
         """Run the listener: for all in one transaction if it allows that, else for one by one."""
-        structlog.contextvars.bind_contextvars(listener=listener.name)  # Of this task.
         for _ in range(1 + _MOST_BATCH_RERUNS):
             if len(claimed) == 1:
                 break
+            listener.log_for_all()
             work = self.work(self._resources, listener, self._readers, claimed)
             try:
                 await work.run()
@@ -309,8 +310,8 @@ class Relay:
                 _reraise_if_stopped()
                 if culprit is None:
                     break
-                with listener.logging(culprit):
-                    await self._failed(listener, culprit, error)
+                listener.log_for(culprit)
+                await self._failed(listener, culprit, error)
                 claimed = [one for one in claimed if one is not culprit]
             else:
                 log.info("events delivered", count=len(claimed))
@@ -320,17 +321,17 @@ class Relay:
             await self._deliver_alone(listener, one)
 
     async def _deliver_alone(self, listener: Listener, delivery: Delivery) -> None:
-        with listener.logging(delivery):
-            try:
-                await self.work(self._resources, listener, self._readers, [delivery]).run()
-            except LeaseLostError:
-                log.warning("listener rolled back: another worker has the delivery by now")
-            except (Exception, asyncio.CancelledError) as error:
-                _reraise_if_stopped()
-                await self._failed(listener, delivery, error)
-            else:
-                await self._succeeded(listener, [delivery])
-                log.info("event delivered", attempt=delivery.attempts + 1)
+        listener.log_for(delivery)
+        try:
+            await self.work(self._resources, listener, self._readers, [delivery]).run()
+        except LeaseLostError:
+            log.warning("listener rolled back: another worker has the delivery by now")
+        except (Exception, asyncio.CancelledError) as error:
+            _reraise_if_stopped()
+            await self._failed(listener, delivery, error)
+        else:
+            await self._succeeded(listener, [delivery])
+            log.info("event delivered", attempt=delivery.attempts + 1)
 
     async def _succeeded(self, listener: Listener, claimed: Sequence[Delivery]) -> None:
         subscription = claimed[0].subscription_id

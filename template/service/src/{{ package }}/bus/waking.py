@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -122,9 +121,9 @@ async def notify(database: Database) -> None:
     if database.dialect == "sqlite":
         return
     try:
-        engine = database.writer.execution_options(isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            await connection.execute(text(_NOTIFY))
+        async with database.autocommit.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            await driver.execute(_NOTIFY)
     except Exception as error:
         log.warning("other processes were not woken", error=repr(error))
 

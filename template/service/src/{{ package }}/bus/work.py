@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from .bus import Bus, Route
 from .claims import Completed, Delivery
@@ -25,14 +24,19 @@ class Listener:
     mark: Listens
     takes_list: bool = False
 
-    def logging(self, delivery: Delivery) -> AbstractContextManager[None]:
-        """Whatever is logged inside says that it is about this delivery."""
-        return bound_contextvars(
+    def log_for(self, delivery: Delivery) -> None:
+        """Whatever this task logs from now on says that it is about this delivery."""
+        bind_contextvars(
             listener=self.name,
             correlation_id=delivery.correlation_id,
             event_name=delivery.name,
             event_id=str(delivery.event_id),
         )
+
+    def log_for_all(self) -> None:
+        """What it logs from now on is about the listener only."""
+        bind_contextvars(listener=self.name)
+        unbind_contextvars("correlation_id", "event_name", "event_id")
 
 
 class Work:
@@ -94,10 +98,10 @@ class Work:
             return
         for one in claimed:
             self.current = one
-            with self._listener.logging(one):
-                event = self._event(one)
-                await bus.within(self._context(one), self._listener.call, event)
+            self._listener.log_for(one)
+            await bus.within(self._context(one), self._listener.call, self._event(one))
         self.current = None
+        self._listener.log_for_all()
 
     def _event(self, delivery: Delivery) -> Event:
         return self._readers[delivery.name][delivery.event_version](delivery.payload)
