@@ -28,7 +28,6 @@ from .report import Report, Row, Taken, options, ratio
 
 Make = Callable[[str], Contender]
 
-
 FORMS: dict[str, tuple[str | None, Make]] = {
     # Name: what it is compared with, and how it is made.
     "by hand, own transaction": (None, lambda url: ByHand(url, Own)),

@@ -50,11 +50,11 @@ class Race:
         for one in self.contenders:
             await one.open()
         try:
-            for number in range(rounds + 1):
+            await self._round(min(LOADS))
+            self.taken.clear()  # That was to warm up.
+            for _ in range(rounds):
                 for length in LOADS:
                     await self._round(length)
-                if number == 0:  # It only warms up.
-                    self.taken.clear()
         finally:
             for one in self.contenders:
                 await one.close()
