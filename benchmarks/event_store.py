@@ -140,7 +140,7 @@ def main() -> None:
                 slicewise = Slicewise(folder, urls[0], snapshots=snapshots)
                 peer = Eventsourcing(urls[1], snapshots=snapshots)
                 race = Race(slicewise, peer, arguments.appends)
-                asyncio.run(race.run(arguments.rounds or 5))
+                asyncio.run(race.run(arguments.rounds or 3))
                 for url, one in zip(urls, race.contenders, strict=True):
                     prove(url, one.tables, race.filled, snapshots=snapshots)
                 which = "with" if snapshots else "without"
