@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
-import sqlalchemy as sa
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate, event
 
+from .databases import for_eventsourcing
 from .delivery_contenders import log_to_nowhere
 from .shop import copy, migrate, snapshot
 
@@ -215,7 +215,7 @@ class Eventsourcing:
     """The library, as its documentation shows: an application with its defaults."""
 
     def __init__(self, url: str, *, snapshots: bool) -> None:
-        self._environment = _environment(sa.make_url(url))
+        self._environment = for_eventsourcing(url)
         self.tables = (
             ("stored_events", "stored_snapshots")
             if url.startswith("sqlite")
@@ -259,17 +259,3 @@ class Eventsourcing:
 
     async def close(self) -> None:
         self._cards.close()
-
-
-def _environment(url: sa.URL) -> dict[str, str]:
-    """What tells the library of a database."""
-    if url.get_backend_name() == "sqlite":
-        return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": url.database or ""}
-    return {
-        "PERSISTENCE_MODULE": "eventsourcing.postgres",
-        "POSTGRES_DBNAME": url.database or "",
-        "POSTGRES_HOST": url.host or str(url.query["host"]),
-        "POSTGRES_PORT": str(url.port or 5432),
-        "POSTGRES_USER": url.username or "",
-        "POSTGRES_PASSWORD": url.password or "none",
-    }
