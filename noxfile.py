@@ -97,9 +97,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: `-- bus`, `http`, `scale`, `delivery`, `updates` or `rebuild`, and `--json FILE`."""
+    """Measure: `-- bus` (or another of docs/benchmarks.md), and `--json FILE`."""
     if not session.posargs:
-        which = "bus | http | scale | delivery | updates | rebuild"
+        which = "bus | http | scale | delivery | event_store | updates | rebuild"
         session.error(f"which one? nox -s bench -- {which} [--json FILE]")
     name, *options = session.posargs
     environment = Path(session.create_tmp()) / "venv"

