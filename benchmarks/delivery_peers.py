@@ -1,24 +1,34 @@
-"""The same rows written by jobs of other libraries, each used as its documentation shows.
+"""The same rows written by jobs in the queues of other libraries, as their documentation shows.
 
-Their jobs write with the bare driver, where slicewise's listener uses the ORM: that favours them.
-None of them completes a job in the transaction of what the job has written.
+Their jobs write with the bare driver, where slicewise's listener uses the ORM, and log nothing,
+where slicewise logs each delivery: that favours them. That their worker starts is measured, too:
+0.02 to 0.15 s. None completes a job in the transaction of what the job has written, but for dbos
+with a transaction as its step, which is SQLAlchemy's.
 """
 
 import asyncio
 import datetime as dt
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import procrastinate
+import sqlalchemy as sa
+from dbos import DBOS, AsyncSQLAlchemyDatasource
+from pgqueuer import PgQueuer
+from pgqueuer.db import AsyncpgPoolDriver
+from pgqueuer.queries import Queries
 from uuid_utils.compat import uuid7
 
 from .delivery_contenders import WARM_UP, Contender
 
 AT_ONCE = 8
-# What pgqueuer takes at once by default.
-BATCH = 10
+# So that a peer that has lost an event ends in an error.
+LONGEST = 300
+LOGGERS = ("cqrs", "dbos", "pgqueuer", "procrastinate")
 _TABLE = """
     CREATE TABLE IF NOT EXISTS ledger_copies (
         id uuid PRIMARY KEY, version int NOT NULL, created_at timestamptz NOT NULL,
@@ -29,6 +39,10 @@ _INSERT = """
     INSERT INTO ledger_copies (id, version, created_at, entry_id, amount)
     VALUES ($1, 1, $2, $3, $4)
 """
+_INSERT_NAMED = sa.text("""
+    INSERT INTO ledger_copies (id, version, created_at, entry_id, amount)
+    VALUES (:id, 1, :now, :entry_id, :amount)
+""")
 
 
 class Peer:
@@ -40,6 +54,8 @@ class Peer:
         self.installed = False
 
     async def open(self) -> None:
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.pool = await asyncpg.create_pool(self.url, min_size=AT_ONCE, max_size=AT_ONCE + 2)
         await self.pool.execute(_TABLE)
 
@@ -58,12 +74,21 @@ class Peer:
         now = dt.datetime.now(dt.UTC)
         await self.pool.execute(_INSERT, uuid7(), now, UUID(entry_id), amount)
 
+    async def all_copied(self) -> None:
+        """Wait until there are as many rows as events."""
+        async with asyncio.timeout(LONGEST):
+            while await self.rows() < self.stored:  # noqa: ASYNC110
+                await asyncio.sleep(0.03)
+
+    async def rows(self) -> int:
+        return int(await self.pool.fetchval("SELECT count(*) FROM ledger_copies"))
+
     async def settle(self) -> None:
         """Wait for what goes on after the last delivery."""
 
     async def prove(self) -> None:
         await self.settle()
-        found = await self.pool.fetchval("SELECT count(*) FROM ledger_copies")
+        found = await self.rows()
         if found != self.stored:
             raise RuntimeError(f"{self.stored} events, but {found} rows")
 
@@ -77,8 +102,6 @@ class Peer:
 
 class Procrastinate(Peer):
     async def open(self) -> None:
-        import procrastinate
-
         await super().open()
         self.app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(conninfo=self.url, max_size=AT_ONCE + 2)
@@ -103,10 +126,11 @@ class Procrastinate(Peer):
 
 
 class Pgqueuer(Peer):
-    async def open(self) -> None:
-        from pgqueuer.db import AsyncpgPoolDriver
-        from pgqueuer.queries import Queries
+    def __init__(self, url: str, batch: int) -> None:
+        super().__init__(url)
+        self.batch = batch
 
+    async def open(self) -> None:
         await super().open()
         self.driver = AsyncpgPoolDriver(self.pool)
         self.queries = Queries(self.driver)
@@ -119,8 +143,6 @@ class Pgqueuer(Peer):
         await self.queries.enqueue(["copy"] * count, payloads, [0] * count)
 
     async def deliver(self) -> None:
-        from pgqueuer import PgQueuer
-
         worker = PgQueuer(self.driver)
 
         @worker.entrypoint("copy")
@@ -128,18 +150,91 @@ class Pgqueuer(Peer):
             await self.copy(**json.loads(job.payload))
 
         # It takes its time to shut down, which is not measured.
-        self.working = asyncio.create_task(worker.run(batch_size=BATCH))
-        count = "SELECT count(*) FROM ledger_copies"
-        while await self.pool.fetchval(count) < self.stored:  # noqa: ASYNC110
-            await asyncio.sleep(0.03)
+        self.working = asyncio.create_task(worker.run(batch_size=self.batch))
+        await self.all_copied()
         worker.shutdown.set()
 
     async def settle(self) -> None:
         await self.working
 
 
+class Dbos(Peer):
+    """A workflow of one step, in a queue that is stopped while events are stored."""
+
+    async def open(self) -> None:
+        await super().open()
+        # Its schema is made by the first launch; its executor and queue end with each round.
+        DBOS(config={"name": "ledger", "system_database_url": self.url, "log_level": "WARNING"})
+        step = await self.make_step()
+
+        @DBOS.workflow(name="copy")
+        async def workflow(entry_id: str, amount: int) -> None:
+            await step(entry_id, amount)
+
+        self.workflow = workflow
+        DBOS.launch()
+        # By default it looks once a second, which would be measured as if it were work.
+        self.queue = await DBOS.register_queue_async(
+            "ledger", worker_concurrency=0, polling_interval_sec=0.05
+        )
+
+    async def make_step(self) -> Any:
+        @DBOS.step(name="write")
+        async def write(entry_id: str, amount: int) -> None:
+            await self.copy(entry_id, amount)
+
+        return write
+
+    async def store(self, count: int) -> None:
+        await self.queue.set_worker_concurrency_async(0)
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def enqueue(event: dict[str, Any]) -> None:
+            async with at_once:
+                await self.queue.enqueue_async(self.workflow, **event)
+
+        await asyncio.gather(*map(enqueue, self.events(count)))
+
+    async def deliver(self) -> None:
+        # As it is by default: no limit.
+        await self.queue.set_worker_concurrency_async(None)
+        await self.all_copied()
+
+    async def settle(self) -> None:
+        undone = "SELECT 1 FROM dbos.workflow_status WHERE status <> 'SUCCESS' LIMIT 1"
+        async with asyncio.timeout(LONGEST):
+            while await self.pool.fetchval(undone):  # noqa: ASYNC110
+                await asyncio.sleep(0.03)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        await super().close()
+
+
+class DbosTransaction(Dbos):
+    """Its step is a transaction, which keeps that it was done beside what it has written."""
+
+    async def make_step(self) -> Any:
+        self.datasource = await AsyncSQLAlchemyDatasource.create(self.url)
+
+        @self.datasource.transaction(name="write")
+        async def write(entry_id: str, amount: int) -> None:
+            now = dt.datetime.now(dt.UTC)
+            row = {"id": uuid7(), "now": now, "entry_id": UUID(entry_id), "amount": amount}
+            await self.datasource.sql_session().execute(_INSERT_NAMED, row)
+
+        return write
+
+    async def close(self) -> None:
+        await super().close()
+        await self.datasource.engine.dispose()
+
+
 Made = tuple[str | None, Callable[[str], Contender]]
 FORMS: dict[str, Made] = {
     "procrastinate": ("slicewise, own transaction", Procrastinate),
-    "pgqueuer": ("slicewise, batch of 100", Pgqueuer),
+    "dbos, step": ("slicewise, own transaction", Dbos),
+    "dbos, transaction": ("slicewise, own transaction", DbosTransaction),
+    "pgqueuer, 10 at once": ("slicewise, batch of 100", lambda url: Pgqueuer(url, 10)),
+    "pgqueuer, 100 at once": ("slicewise, batch of 100", lambda url: Pgqueuer(url, 100)),
 }

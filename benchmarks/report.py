@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 
 Row = dict[str, object]
@@ -50,6 +51,29 @@ def table(rows: Sequence[Row]) -> str:
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def bars(rows: Sequence[Row], label: str, value: str, ours: str) -> str:
+    """An SVG of horizontal bars, the longest first; those with `ours` in the label stand out."""
+    figures = sorted(((float(str(row[value])), str(row[label])) for row in rows), reverse=True)
+    left, longest, line = 8 * max(len(name) for _, name in figures) + 16, 480, 28
+    width, height = left + longest + 80, line * (len(figures) + 1) + 8
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
+        ' font-family="sans-serif" font-size="14" fill="#222">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="{left}" y="20" font-weight="bold">{escape(value)}</text>',
+    ]
+    for number, (figure, name) in enumerate(figures, start=1):
+        top, length = line * number, max(1.0, longest * figure / figures[0][0])
+        colour, weight = ("#3f51b5", "bold") if ours in name else ("#b0b4bb", "normal")
+        drawn += [
+            f'<text x="{left - 8}" y="{top + 18}" text-anchor="end" font-weight="{weight}">'
+            f"{escape(name)}</text>",
+            f'<rect x="{left}" y="{top + 3}" width="{length:.1f}" height="22" fill="{colour}"/>',
+            f'<text x="{left + length + 6:.1f}" y="{top + 18}">{figure:,.0f}</text>',
+        ]
+    return "\n".join([*drawn, "</svg>\n"])
 
 
 def _text(value: object) -> str:

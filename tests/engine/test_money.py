@@ -2,7 +2,7 @@
 
 import importlib
 from decimal import ROUND_UP, Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -51,6 +51,18 @@ def test_sums_and_differences_undo_each_other(
     assert -(one - other) == other - one
     assert (one < other) == (one.amount < other.amount)
     assert hash(one) == hash(money(one.amount, one.currency))
+
+
+@pytest.mark.parametrize("text", ["0", "-0", "-0.00"])
+def test_zero_has_no_sign(money: Any, text: str) -> None:
+    digits = importlib.import_module("shop.base.database").Digits
+    number = TypeAdapter(Annotated[Decimal, digits(8, 4)]).validate_python(text)
+    assert (str(money(Decimal(text), "EUR")), str(number)) == ("0.00 EUR", "0.0000")
+
+
+def test_there_is_at_least_one_part(money: Any) -> None:
+    with pytest.raises(ValueError, match="at least one part, got 0"):
+        money(Decimal(1), "EUR").split(0)
 
 
 def test_it_is_rounded_as_is_asked_for(money: Any) -> None:

@@ -94,4 +94,4 @@ class Digits(GroupedMetadata):
         yield AfterValidator(self._with_all_places)
 
     def _with_all_places(self, value: Decimal) -> Decimal:
-        return value.quantize(Decimal(1).scaleb(-self.scale))
+        return value.quantize(Decimal(1).scaleb(-self.scale)) + 0  # Without the sign of -0.

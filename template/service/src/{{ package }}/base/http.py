@@ -27,6 +27,11 @@ _PROBES = {"/healthz", "/readyz"}
 _IDEMPOTENCY_KEY = "Idempotency-Key"
 _EVENT_TOKEN = "Event-Token"
 _READING = {"GET", "HEAD"}
+_TOKEN_OF_ANSWER = {
+    "description": "Names what was published, if anything was: give it to a read that is to show"
+    " it.",
+    "schema": {"type": "string"},
+}
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -103,15 +108,18 @@ BusDep = Annotated[Bus, Depends(bus_of)]
 
 
 def install(app: FastAPI) -> None:
-    """Give requests their context, and let OpenAPI show idempotency keys only where they count."""
+    """Give requests their context; let OpenAPI show their headers where they count."""
     app.add_middleware(RequestContext)
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
         for path in document.get("paths", {}).values():
-            for method in {"get", "head"} & set(path):
-                _leave_out_the_key(path[method])
+            for method, operation in path.items():
+                if method.upper() in _READING:
+                    _leave_out_the_key(operation)
+                else:
+                    _show_the_token(operation)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -121,6 +129,15 @@ def _leave_out_the_key(operation: dict[str, Any]) -> None:
     parameters = operation.pop("parameters", [])
     if others := [one for one in parameters if one.get("name") != _IDEMPOTENCY_KEY]:
         operation["parameters"] = others
+
+
+def _show_the_token(operation: dict[str, Any]) -> None:
+    parameters = operation.get("parameters", [])
+    if not any(one.get("name") == _IDEMPOTENCY_KEY for one in parameters):
+        return  # It has no bus, and publishes nothing.
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            response.setdefault("headers", {})[_EVENT_TOKEN] = _TOKEN_OF_ANSWER
 
 
 class Page(BaseModel, Generic[T]):

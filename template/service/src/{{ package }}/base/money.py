@@ -39,8 +39,8 @@ class Money:
         exact = self.amount.quantize(_unit(self.currency))
         if exact != self.amount:
             raise ValueError(f"{self.amount} is no amount of {self.currency}, {exact} would be")
-        # All of its places, however it was written: 9.5 is stored and answered as 9.50.
-        object.__setattr__(self, "amount", exact)
+        # All of its places, however it was written: 9.5 is stored and answered as 9.50, -0 as 0.00.
+        object.__setattr__(self, "amount", exact + 0)
 
     def __str__(self) -> str:
         return f"{self.amount} {self.currency}"
@@ -63,7 +63,12 @@ class Money:
         return self._with(exact.quantize(_unit(self.currency), rounding))
 
     def split(self, parts: int) -> list[Self]:
-        """Parts that are as equal as they can be, the larger ones first; their sum is the whole."""
+        """Parts that are as equal as they can be, the larger ones first; their sum is the whole.
+
+        Raises ValueError for less than one part.
+        """
+        if parts < 1:
+            raise ValueError(f"expected at least one part, got {parts}")
         unit = _unit(self.currency)
         share, rest = divmod(int(self.amount / unit), parts)
         return [self._with(unit * (share + (n < rest))) for n in range(parts)]

@@ -55,15 +55,24 @@ async def json_as_documented(request: Request) -> None:
         return
     if not _is_json(request.headers.get("content-type", "")):
         raise HTTPException(
-            UNSUPPORTED_MEDIA_TYPE, "Expected JSON, and the header Content-Type: application/json."
+            int(UNSUPPORTED_MEDIA_TYPE),
+            "Expected JSON, and the header Content-Type: application/json.",
         )
+    adapter = _adapter(route)
+    if found := [one for one in _errors(adapter, body, strict=True) if _counts(one)]:
+        places = [one["loc"] for one in found]
+        others = [one for one in _errors(adapter, body) if one["loc"] not in places]
+        raise RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"])} for one in (*others, *found)]
+        )
+
+
+def _errors(adapter: TypeAdapter[Any], body: bytes, *, strict: bool = False) -> list[ErrorDetails]:
     try:
-        _adapter(route).validate_json(body, strict=True)
+        adapter.validate_json(body, strict=strict)
     except ValidationError as error:
-        found = error.errors()
-        if any(map(_counts, found)):
-            errors = [{**one, "loc": ("body", *one["loc"])} for one in found]
-            raise RequestValidationError(errors) from error
+        return error.errors()
+    return []
 
 
 def _is_json(content_type: str) -> bool:

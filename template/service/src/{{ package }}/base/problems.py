@@ -155,12 +155,18 @@ async def _refused_by_command(request: Request, error: Exception) -> JSONRespons
 
 def _invalid_fields(request: Request, found: Iterable[Any]) -> JSONResponse:
     # Only where and why: the input may be a password.
-    errors = [
-        FieldError(location=".".join(map(str, one["loc"])) or "request", message=one["msg"])
-        for one in found
-    ]
+    errors = list(map(_field_error, found))
     detail = "The request does not have the expected form; errors says where and why."
     return _problem(request, Invalid.status, Invalid.title, detail, errors=errors)
+
+
+def _field_error(found: Any) -> FieldError:
+    location, message = found["loc"], found["msg"]
+    if location and isinstance(location[-1], int) and found["type"] == "json_invalid":
+        # FastAPI puts the position in the text where others have the field.
+        *location, position = location
+        message = f"{message} at character {position}: {found['ctx']['error']}"
+    return FieldError(location=".".join(map(str, location)) or "request", message=message)
 
 
 async def _bad_header(request: Request, error: Exception) -> JSONResponse:

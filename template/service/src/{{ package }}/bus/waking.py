@@ -122,7 +122,8 @@ async def notify(database: Database) -> None:
         return
     try:
         async with database.autocommit.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
+            raw = await connection.get_raw_connection()
+            driver: Any = raw.driver_connection
             await driver.execute(_NOTIFY)
     except Exception as error:
         log.warning("other processes were not woken", error=repr(error))
