@@ -20,7 +20,8 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 HERE = Path(__file__).parent
-TIMEOUT = 30
+TIMEOUT = 60
+NEXT = 'To try it: .venv/bin/nox -s demo -- --serve. To go on: README.md, "Make your own".'
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
             pay(url, token, log)
             if arguments.serve:
                 serve(url, token)
+        if not arguments.serve:
+            print(NEXT)
 
 
 def interrupt(*_: object) -> None:

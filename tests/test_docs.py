@@ -37,6 +37,8 @@ import pytest
 from conftest import ROOT, Template, commit_all, git
 from versions import Versions, current
 
+import demo
+
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 TIMEOUT = 20
 
@@ -405,6 +407,15 @@ def test_readme_commands_are_those_of_ci() -> None:
     commands = [block.text.strip() for block in blocks(PAGES[0]) if "nox -s" in block.text]
     assert [one for one in commands if one in ci] == commands[1:]
     assert commands[0] == commands[1].replace("nox -s tests", "nox -s demo")
+
+
+def test_demo_ends_with_what_readme_goes_on_with() -> None:
+    (command,) = re.findall(r"To try it: (.+?)\. To", demo.NEXT)
+    (section,) = re.findall(r'README.md, "(.+)"', demo.NEXT)
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert f"(`{command}` leaves it running.)" in readme
+    sections = re.findall(r"(?m)^## (.+)$", readme)
+    assert sections[sections.index("See it run") + 1] == section
 
 
 def test_every_page_is_in_the_menu() -> None:

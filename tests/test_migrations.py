@@ -274,7 +274,7 @@ def test_upgrade_alone_means_all_heads(shop: Shop) -> None:
     assert shop.heads == {"bus_0002", "orders_0001", "payments_0001"}
     assert shop.tables >= {"bus_event", "bus_delivery", "payments", "orders", "orders_lines"}
     assert shop.compare() == "behind [] newer []"
-    assert "No new upgrade operations" in shop.db("check")
+    assert shop.db("check") == "No new upgrade operations detected.\n"
     assert shop.db("current").count("(head)") == 3
 
 
@@ -302,6 +302,13 @@ def test_commands_that_need_no_database(shop: Shop) -> None:
     assert "<base> -> payments_0001 (payments) (head), create" in shop.db("history")
     assert shop.db("heads").count("(head)") == 3
     assert "payments_0001" in shop.db("show payments@head")
+
+
+@on_sqlite
+def test_help_has_nothing_of_a_configuration_file(shop: Shop) -> None:
+    told = shop.db("--help")
+    assert "--raiseerr" in told
+    assert not re.search(r"--config|--name|alembic\.ini|-x\b", told)
 
 
 def test_upgrade_as_sql(shop: Shop) -> None:

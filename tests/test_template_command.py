@@ -181,6 +181,21 @@ class TestUpdate:
         command(shop, "update", "payments", "--defaults")
         assert "colour: blue" in (shop / PAYMENTS / ANSWERS).read_text()
 
+    def test_tells_which_files_the_template_has_removed(self, shop: Path) -> None:
+        """And of which the user had changed, in a commit of its own."""
+        edit(shop / ORDERS / "version_1.py", "# Ours.\n")
+        commit_all(shop)
+        printed = command(shop, "update")
+        assert [line for line in printed.splitlines() if "version_1.py" in line] == [
+            "  src/shop/base/version_1.py",
+            f"  {ORDERS}/version_1.py   # changed since the last update",
+            f"  {PAYMENTS}/version_1.py",
+        ]
+        commit_all(shop)
+        (shop / "src/shop/__init__.py").unlink()
+        commit_all(shop)
+        assert "removed" not in command(shop, "update")
+
     def test_an_edit_stays_where_it_is_among_lines_alike(
         self, released: Versions, shop: Path, tmp_path: Path
     ) -> None:
@@ -226,6 +241,22 @@ class TestConflicts:
         solve(shop / PAYMENTS / "__init__.py")
         assert "Nothing to update" in command(shop, "update")
         assert versions_of(shop) == {"1.1.0"}
+
+    def test_next_steps_are_those_of_all_runs(self, shop: Path) -> None:
+        """Also where the last slice was the one with the conflict."""
+        for slice_ in (ORDERS, PAYMENTS):
+            edit(shop / slice_ / "__init__.py", "# Ours.\n")
+        commit_all(shop)
+        assert "db revision" not in command(shop, "update", fails=True)
+        solve(shop / ORDERS / "__init__.py")
+        assert "db revision" not in command(shop, "update", fails=True)
+        solve(shop / PAYMENTS / "__init__.py")
+        printed = command(shop, "update")
+        assert "3. uv run shop db revision orders -m 'Update orders'" in printed
+        assert "4. uv run shop db revision payments -m 'Update payments'" in printed
+        assert git(shop, "diff", "--name-only") == ""
+        commit_all(shop)
+        assert "Next:" not in command(shop, "update")
 
     def test_rejected_hunks_count(self, shop: Path) -> None:
         (shop / "README.md.rej").write_text("@@\n")

@@ -111,8 +111,10 @@ def update(
         if (part.commit != to if to else _standing(part, prereleases).behind)
     ]
     if not behind:
-        return typer.echo(f"Nothing to update: all is at {to or 'the newest version'}.")
-    if parts[0] not in behind:
+        typer.echo(f"Nothing to update: all is at {to or 'the newest version'}.")
+        if not any(map(_is_under_way, parts)):
+            return
+    elif parts[0] not in behind:
         _refuse_another_major(parts[0], to or _standing(behind[0], prereleases).newest)
     options = ["--vcs-ref", to] if to else ["--prereleases"] if prereleases else []
     for part in behind:
@@ -124,7 +126,8 @@ def update(
         _update(part, [*options, "--skip-answered", *(["--defaults"] if defaults else [])])
         _refuse_conflicts()
     _stage()
-    return _tell_next([part.name for part in behind if part.folder != _ROOT])
+    _tell_removed()
+    _tell_next([part.name for part in parts[1:] if _is_under_way(part)])
 
 
 def _parts() -> list[Part]:
@@ -308,13 +311,18 @@ def _refuse_dirty(part: Part) -> None:
         )
 
 
+def _is_under_way(part: Part) -> bool:
+    """Whether an update of it is not committed yet, be it of an earlier run."""
+    return "M" in _git("status", "--short", "--", str(part.folder / _ANSWERS))[:2]
+
+
 def _refuse_conflicts() -> None:
     if places := _conflicts():
         sys.exit(
             "Both you and the template have changed these places:\n  "
             + "\n  ".join(places)
-            + "\nChoose between what is above and what is below each =======, remove the markers"
-            f" (and files that end in .rej), then run `{_command()} update` again: it goes on."
+            + "\nKeep what is above or what is below each =======, or both; remove the markers (and"
+            f" files that end in .rej), then run `{_command()} update` again: it goes on."
         )
 
 
@@ -323,6 +331,24 @@ def _conflicts() -> list[str]:
     marks = _git("grep", "--untracked", "-InE", "^<{7} ", "--", ".", fails_with=1)
     rejected = _git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*.rej")
     return [":".join(line.split(":")[:2]) for line in marks.splitlines()] + rejected.splitlines()
+
+
+def _tell_removed() -> None:
+    """Copier removes what the template has no more, whatever was written there."""
+    changes = ("diff", "--name-only", "--no-renames", "--relative")
+    files = _git(*changes, "--diff-filter=D", "HEAD").splitlines()
+    if not files:
+        return
+    typer.echo("\nThe template has these files no more, and they are removed:\n")
+    for file in files:
+        part = next(one for one in (_ROOT / file).parents if (one / _ANSWERS).is_file())
+        since = _git("log", "-1", "--format=%H", "--", str(part / _ANSWERS))
+        edited = _git(*changes, since, "HEAD", "--", file)
+        typer.echo(f"  {file}{'   # changed since the last update' if edited else ''}")
+    typer.echo(
+        "\n`git diff HEAD -- FILE` shows what was in one, and `git checkout HEAD -- FILE` brings it"
+        " back."
+    )
 
 
 def _tell_next(slices: list[str]) -> None:

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import sys
 import traceback
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ def run(
     options = line.parser.parse_args(argv)
     if not hasattr(options, "cmd"):
         line.parser.error("which command? --help lists them")
-    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    # The second one tells of each number that PostgreSQL counts up, that it is just that.
+    for quiet in ("alembic.runtime.plugins", "alembic.ddl.postgresql"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
     logging.getLogger("alembic.runtime.migration").addFilter(_tells_something)
     show_traceback, options.raiseerr = options.raiseerr, True
     try:
@@ -77,6 +79,12 @@ async def _follow(after_upgrade: AfterUpgrade, branches: Branches, url: str) -> 
 
 class _Line(CommandLine):
     """Alembic's parser, without what makes no sense here, and with what its commands lack here."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        for option in self.parser._actions:
+            if option.dest in ("config", "name", "x"):  # of alembic.ini, of which there is none
+                option.help = SUPPRESS
 
     def register_command(self, fn: CommandFunction) -> None:
         if fn in (command.init, command.list_templates):
