@@ -294,7 +294,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(TEMPLATE / "bus", package / "bus", ignore=ignore)
     (package / "base").mkdir()
-    for name in ("__init__", "database", "errors", "money", "processes", "streams"):
+    for name in ("__init__", "database", "errors", "logs", "money", "processes", "streams"):
         shutil.copy(TEMPLATE / "base" / f"{name}.py", package / "base")
     shutil.copy(TEMPLATE / "every_order.py", package)
     (package / "__init__.py").touch()

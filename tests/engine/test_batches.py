@@ -179,6 +179,8 @@ async def test_each_line_of_a_batch_says_what_it_is_about(
         async def copy(event: NoteWritten, bus: Bus) -> None:
             if event.text == "copied":
                 return
+            if event.text == "a":
+                structlog.contextvars.bind_contextvars(customer="of a")
             log.info("copying", text=event.text)
             if event.text == "bad":
                 raise LookupError
@@ -199,6 +201,7 @@ async def test_each_line_of_a_batch_says_what_it_is_about(
     of_a = ("notes.copy", a.correlation_id, str(a.id))
     of_bad = ("notes.copy", bad.correlation_id, str(bad.id))
     assert set(told("copying")) == {of_a, of_bad}
+    assert {one["correlation_id"] for one in logged if "customer" in one} == {a.correlation_id}
     assert set(told("listener failed, will be tried again")) == {of_bad}
     [(listener, correlation_id, _)] = told("event stored")
     assert (listener, correlation_id) == ("notes.copy", a.correlation_id)

@@ -33,6 +33,12 @@ async def later(service: Service, **time: float) -> None:
     await service.runtime.relay.work_off()
 
 
+async def until_states(service: Service, *expected: str) -> None:
+    async with asyncio.timeout(10):
+        while [one.state for one in await service.deliveries()] != [*expected]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_retries_and_backoff_are_the_listeners(shop: Shop, start: Start, url: str) -> None:
     failing(shop, "retries=1, backoff=100")
     service = await start(url)
@@ -108,6 +114,72 @@ async def test_listener_for_which_everything_fails_is_paused_and_probed(
     await later(service, minutes=10)
     await service.settled()
     assert {state for state, _ in await states(service)} == {"done"}
+
+
+async def test_listener_on_probation_runs_once_at_a_time(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    listener = """
+        @listen
+        async def probe(event: NoteWritten) -> None:
+            seen.append(event.text)
+            await gate("works").wait()
+    """
+    notes(shop, listeners=listener)
+    service = await start(url)
+    await write(service, *"abcd")
+    past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    subscription = shop.tables.subscription
+    await service.write(subscription.update().values(paused_until=past, paused_reason="down"))
+    relays(service)
+    await until(lambda: shop.seen == ["a"])
+    [number] = await service.column("SELECT id FROM bus_subscription")
+    assert await service.runtime.relay._claims.claim([number], 10) == []
+    shop.gate("works").set()
+    await service.settled()
+    assert sorted(shop.seen) == [*"abcd"]
+
+
+async def test_pause_stops_what_is_claimed_already(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    listener = """
+        @listen
+        async def slow(event: NoteWritten) -> None:
+            seen.append(event.text)
+            await gate("works").wait()
+    """
+    notes(shop, listeners=listener)
+    service = await start(url, relay=options(shop, at_once=1, lease=0.3))
+    await write(service, *"abc")
+    relays(service)
+    await until(lambda: shop.seen == ["a"])
+    far = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+    subscription = shop.tables.subscription
+    await service.write(subscription.update().values(paused_until=far, paused_reason="by hand"))
+    await until_states(service, "working", "pending", "pending")
+    shop.gate("works").set()
+    await until_states(service, "done", "pending", "pending")
+    assert shop.seen == ["a"]
+
+
+async def test_error_that_cannot_be_shown_is_kept_all_the_same(
+    shop: Shop, start: Start, url: str
+) -> None:
+    failing(shop, "retries=0", "Silent()")
+    listeners = shop.folder / "slices/notes/listeners.py"
+    silent = """
+class Silent(Exception):
+    def __repr__(self):
+        raise LookupError
+    __str__ = __repr__
+"""
+    listeners.write_text(listeners.read_text() + silent)
+    service = await start(url)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    [delivery] = await service.deliveries()
+    assert (delivery.state, delivery.error_type) == ("dead", "Silent")
 
 
 async def test_pause_by_a_person_is_not_shortened(shop: Shop, start: Start, url: str) -> None:

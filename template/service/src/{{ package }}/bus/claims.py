@@ -26,6 +26,8 @@ Delivery = sa.Row[Any]
 # A delivery that was lost with its process so often runs with nothing beside it: until then it may
 # well have been a neighbour of the cause, or not have begun.
 ALONE_AFTER = 2
+# Written out: else no plan that is made once can use the index of these.
+_ALONE = sa.literal_column(str(ALONE_AFTER), sa.Integer())
 # So often, and it is taken to be the cause.
 _MOST_LOSSES = 3
 
@@ -257,6 +259,12 @@ class Claims:
                 .values(paused_until=until, paused_reason=reason)
             )
 
+    async def paused(self, subscriptions: Collection[int]) -> Collection[int]:
+        """Those of which nothing is to start for now."""
+        given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
+        async with self._database.reader.connect() as connection:
+            return [row[0] for row in await connection.execute(_PAUSED, given)]
+
     async def next_due(
         self, subscriptions: Collection[int], after: dt.datetime
     ) -> dt.datetime | None:
@@ -335,18 +343,36 @@ def _is_due(suspects: bool) -> sa.ColumnElement[bool]:
         delivery.c.subscription_id == tables.subscription.c.id,
         tables.is_in("pending"),
         delivery.c.due <= _NOW,
-        delivery.c.losses >= ALONE_AFTER if suspects else delivery.c.losses < ALONE_AFTER,
+        delivery.c.losses >= _ALONE if suspects else delivery.c.losses < _ALONE,
     )
 
 
 def _is_open() -> tuple[sa.ColumnElement[bool], ...]:
-    """Subscriptions that are asked for, and neither retired nor paused (or only were)."""
-    subscription = tables.subscription
+    """Subscriptions that are asked for, and neither retired nor paused.
+
+    One on probation has a single delivery at a time: until that is done it is not open.
+    """
+    subscription, delivery = tables.subscription, tables.delivery.alias("on_probation")
     paused_until, reason = subscription.c.paused_until, subscription.c.paused_reason
+    works = sa.exists().where(
+        delivery.c.subscription_id == subscription.c.id, tables.is_in("working", of=delivery)
+    )
     return (
         subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)),
         subscription.c.retired_at.is_(None),
-        sa.or_(paused_until <= _NOW, sa.and_(paused_until.is_(None), reason.is_(None))),
+        sa.or_(
+            sa.and_(paused_until.is_(None), reason.is_(None)),
+            sa.and_(paused_until <= _NOW, ~works.correlate(subscription)),
+        ),
+    )
+
+
+def _paused() -> sa.Select[Any]:
+    subscription = tables.subscription
+    paused_until, reason = subscription.c.paused_until, subscription.c.paused_reason
+    return sa.select(subscription.c.id).where(
+        subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)),
+        sa.or_(paused_until > _NOW, sa.and_(paused_until.is_(None), reason.is_not(None))),
     )
 
 
@@ -484,6 +510,7 @@ def _from_now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
 _NOW = sa.bindparam("now", type_=tables.delivery.c.due.type)
 _BUSY = {suspects: _busy(suspects) for suspects in (False, True)}
 _NEXT_DUE = _next_due()
+_PAUSED = _paused()
 # Those that still have the lease that they were claimed with; one alone is found more quickly.
 _MINE = {alone: _mine(alone) for alone in (True, False)}
 _DONE = {

@@ -67,8 +67,23 @@ class Failure:
         return cls(
             type=_storable(type(error).__qualname__)[:200],
             frame=own_frame(error, package)[:400],
-            message=_storable("".join(traceback.format_exception(error))),
+            message=_storable(_traceback_of(error)),
         )
+
+
+def said(error: BaseException) -> str:
+    """Its repr, or at least its type if that raises."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__qualname__
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:
+        return "".join(traceback.format_tb(error.__traceback__)) + said(error)
 
 
 def own_frame(error: BaseException, package: str) -> str:

@@ -21,7 +21,7 @@ from .backfill import backfill, promote_stuck
 from .claims import Claims, Delivery, LeaseLostError
 from .engines import Database
 from .errors import BusError
-from .policy import Failure, GiveUp, Pause, Retry, retry_delay
+from .policy import Failure, GiveUp, Pause, Retry, retry_delay, said
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
 from .unit import Resources
@@ -340,6 +340,7 @@ class Relay:
         if claimed[0].paused_reason is not None:
             await self._claims.end_probation(subscription)
             log.info("listener works again", listener=listener.name)
+            self._waker.tell()
         if claimed[0].paused_reason is not None or any(one.lane for one in claimed):
             # Others of it may run now.
             self.wake()
@@ -347,11 +348,11 @@ class Relay:
     async def _failed(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
         attempts = delivery.attempts + 1
         failure = Failure.of(error, self._package)
-        told = {"listener": listener.name, "attempt": attempts, "error": repr(error)}
+        told = {"listener": listener.name, "attempt": attempts, "error": said(error)}
         match listener.mark.policy.decide(error):
             case Pause(seconds):
                 await self._claims.fail(delivery, failure, retry_in=seconds, counts=False)
-                await self._pause(delivery.subscription_id, seconds, repr(error))
+                await self._pause(delivery.subscription_id, seconds, said(error))
                 return
             case Retry(retries, backoff) if attempts <= retries:
                 delay = retry_delay(attempts, backoff)
@@ -377,7 +378,7 @@ class Relay:
             streak.clear()
         seconds = min(last.seconds * 2, _LONGEST_PAUSE) if last else _SHORTEST_PAUSE
         self._pauses[subscription] = Paused(seconds, now + dt.timedelta(seconds=seconds))
-        await self._pause(subscription, seconds, f"everything failed, last with {error!r}")
+        await self._pause(subscription, seconds, f"everything failed, last with {said(error)}")
 
     async def _pause(self, subscription: int, seconds: float, reason: str) -> None:
         await self._claims.pause(subscription, seconds, reason)
@@ -392,14 +393,22 @@ class Relay:
             await self._claims.give_back(ready)
 
     async def _keep(self) -> None:
-        """Keep the leases of what runs, whatever else takes long."""
+        """Keep the leases of what is claimed, whatever else takes long."""
         while True:
             try:
                 held = [*self._ready.values(), *self._running.values()]
                 await self._claims.renew([one.id for claimed in held for one in claimed])
+                await self._heed_pauses()
             except Exception as error:
                 log.warning("leases could not be renewed, trying again", error=repr(error))
             await asyncio.sleep(self._options.lease / _RENEWALS)
+
+    async def _heed_pauses(self) -> None:
+        """Give back what was claimed of listeners that were paused since, here or elsewhere."""
+        ready = [one for one, claimed in self._ready.items() if claimed]
+        for one in await self._claims.paused(ready) if ready else ():
+            if claimed := self._ready.pop(one, None):
+                await self._claims.give_back(claimed)
 
     async def _look_after(self) -> None:
         """Fill new listeners, take over what dead workers held, tell that this one lives."""

@@ -95,11 +95,11 @@ STATES = ("waiting", "pending", "working", "done", "dead", "dropped")
 _WRITTEN = {state: sa.literal_column(f"'{state}'", sa.String()) for state in STATES}
 
 
-def is_in(*states: str) -> sa.ColumnElement[bool]:
+def is_in(*states: str, of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:
     """Whether a delivery is in one of these states. Raises KeyError for a state that is none."""
     if len(states) == 1:
-        return delivery.c.state == _WRITTEN[states[0]]
-    return delivery.c.state.in_([_WRITTEN[state] for state in states])
+        return of.c.state == _WRITTEN[states[0]]
+    return of.c.state.in_([_WRITTEN[state] for state in states])
 
 
 def is_unfinished(of: sa.FromClause = delivery) -> sa.ColumnElement[bool]:

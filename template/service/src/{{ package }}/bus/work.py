@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from structlog.contextvars import bind_contextvars, unbind_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from .bus import Bus, Route
 from .claims import Completed, Delivery
@@ -25,7 +25,8 @@ class Listener:
     takes_list: bool = False
 
     def log_for(self, delivery: Delivery) -> None:
-        """Whatever this task logs from now on says that it is about this delivery."""
+        """Whatever this task logs from now on says that it is about this delivery, and no other."""
+        clear_contextvars()  # A listener may have bound something of its own.
         bind_contextvars(
             listener=self.name,
             correlation_id=delivery.correlation_id,
@@ -35,8 +36,8 @@ class Listener:
 
     def log_for_all(self) -> None:
         """What it logs from now on is about the listener only."""
+        clear_contextvars()
         bind_contextvars(listener=self.name)
-        unbind_contextvars("correlation_id", "event_name", "event_id")
 
 
 class Work:
