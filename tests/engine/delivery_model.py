@@ -136,7 +136,8 @@ class Model:
         token, leases = object(), []
         for listener in listeners:
             pause = self.pauses.get(listener)
-            if pause is not None and pause > self.now:
+            working = any(one.listener is listener for one in self.of("working"))
+            if pause is not None and (pause > self.now or working):
                 continue
             due = [
                 one
