@@ -95,7 +95,7 @@ async def run_unit(
         )
         try:
             result = await unit.run(call, message)
-            if sender is not None and (token := token_of(unit.stored)):
+            if sender is not None and unit.stored and (token := token_of(unit.stored)):
                 sender._tell(token)
             return result
         except DBAPIError as error:
@@ -303,12 +303,17 @@ class UnitOfWork:
                 await self._session.flush()
             if heard == len(self.log):
                 return
-            news, heard = self.log[heard:], len(self.log)
+            news, heard, bus = self.log[heard:], len(self.log), self._bus()
             for noted in news:
                 if isinstance(noted.event, Cancellation):
                     continue
                 for listener in self._resources.inline.get(type(noted.event), ()):
-                    await self.within(noted.context or self.context, listener, noted.event)
+                    # Mostly it is the unit's own context: nothing to put into place.
+                    if noted.context is self.context:
+                        await listener(noted.event, bus)
+                    else:
+                        context = noted.context or self.context
+                        await self.within(context, listener, noted.event)
         raise BusError(
             f"Inline listeners published on and on ({type(self.log[-1].event).__name__} last):"
             " one of them causes its own event."
