@@ -10,6 +10,14 @@ from .conftest import Relays, Service, Shop, Start, notes, options, until, write
 pytestmark = pytest.mark.anyio
 
 
+WAITING = """
+@listen
+async def wait(event: NoteWritten) -> None:
+    seen.append(event.text)
+    await gate("works").wait()
+"""
+
+
 def failing(shop: Shop, options: str, error: str = "LookupError('no luck')") -> None:
     notes(
         shop,
@@ -119,13 +127,7 @@ async def test_listener_for_which_everything_fails_is_paused_and_probed(
 async def test_listener_on_probation_runs_once_at_a_time(
     shop: Shop, start: Start, url: str, relays: Relays
 ) -> None:
-    listener = """
-        @listen
-        async def probe(event: NoteWritten) -> None:
-            seen.append(event.text)
-            await gate("works").wait()
-    """
-    notes(shop, listeners=listener)
+    notes(shop, listeners=WAITING)
     service = await start(url)
     await write(service, *"abcd")
     past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
@@ -143,13 +145,7 @@ async def test_listener_on_probation_runs_once_at_a_time(
 async def test_pause_stops_what_is_claimed_already(
     shop: Shop, start: Start, url: str, relays: Relays
 ) -> None:
-    listener = """
-        @listen
-        async def slow(event: NoteWritten) -> None:
-            seen.append(event.text)
-            await gate("works").wait()
-    """
-    notes(shop, listeners=listener)
+    notes(shop, listeners=WAITING)
     service = await start(url, relay=options(shop, at_once=1, lease=0.3))
     await write(service, *"abc")
     relays(service)
