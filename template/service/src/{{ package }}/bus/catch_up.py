@@ -25,6 +25,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 def token_of(stored: Sequence[Mapping[str, Any]]) -> str:
     """Names the events that a unit of work has stored, all but those for later; '' for none."""
     ids = [row["id"] for row in stored if row["due"] is None]
+    if not ids:
+        return ""
     ends = dict.fromkeys([*ids[:1], *ids[-1:]])
     return urlsafe_b64encode(b"".join(one.bytes for one in ends)).decode().rstrip("=")
 

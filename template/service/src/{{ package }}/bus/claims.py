@@ -23,6 +23,25 @@ from .policy import Failure
 Delivery = sa.Row[Any]
 """A delivery with what its listener needs to know of the event."""
 
+# What that is, but for what the subscription has to say.
+_TOLD = (
+    tables.delivery.c.id,
+    tables.delivery.c.subscription_id,
+    tables.delivery.c.event_version,
+    tables.delivery.c.run,
+    tables.delivery.c.lane,
+    tables.delivery.c.state,
+    tables.delivery.c.due,
+    tables.delivery.c.attempts,
+    tables.delivery.c.losses,
+    tables.delivery.c.error_message,
+    tables.event.c.id.label("event_id"),
+    tables.event.c.name,
+    tables.event.c.payload,
+    tables.event.c.headers,
+    tables.event.c.correlation_id,
+)
+
 # A delivery that was lost with its process so often runs with nothing beside it: until then it may
 # well have been a neighbour of the cause, or not have begun.
 ALONE_AFTER = 2
@@ -52,8 +71,8 @@ class Claims:
         what = (tables.delivery.c.subscription_id, tables.event.c.name)
         whole = sa.tuple_(*what, tables.delivery.c.event_version)
         self._readable = whole.in_(readable) if readable else sa.false()
-        self._picks = {suspects: _pick(self._readable, suspects) for suspects in (False, True)}
-        self._claims = {suspects: _claim(self._readable, suspects) for suspects in (False, True)}
+        made = _claim if self._database.dialect == "postgresql" else _pick
+        self._claims = {suspects: made(self._readable, suspects) for suspects in (False, True)}
 
     async def claim(
         self, subscriptions: Collection[int], each: int, *, suspects: bool = False
@@ -90,8 +109,8 @@ class Claims:
         turns = [[one] for one in subscriptions] if suspects else [list(subscriptions)]
         async with self._database.autocommit.connect() as connection:
             for turn in turns:
-                statement = self._claims[suspects]
-                found = list(await connection.execute(statement, {**given, "subscriptions": turn}))
+                which = {**given, "subscriptions": turn}
+                found = list(await connection.execute(self._claims[suspects], which))
                 if found:
                     return sorted(found, key=lambda one: one.id)
         return []
@@ -121,7 +140,7 @@ class Claims:
             most = 1 if suspects or on_probation else each
             given = {"subscription": subscription, "most": most, "held": token}
             found += await connection.execute(
-                self._picks[suspects], {**given, "now": self._clock.now()}
+                self._claims[suspects], {**given, "now": self._clock.now()}
             )
             if suspects and found:
                 break
@@ -310,30 +329,9 @@ def deliveries(*more: sa.ColumnElement[Any]) -> sa.Select[Any]:
     """Deliveries with their events and subscriptions."""
     delivery, event, subscription = tables.delivery, tables.event, tables.subscription
     return (
-        sa.select(*_told(), subscription.c.paused_reason, *more)
+        sa.select(*_TOLD, subscription.c.paused_reason, *more)
         .join(event, event.c.position == delivery.c.event_position)
         .join(subscription, subscription.c.id == delivery.c.subscription_id)
-    )
-
-
-def _told() -> tuple[sa.ColumnElement[Any], ...]:
-    delivery, event = tables.delivery, tables.event
-    return (
-        delivery.c.id,
-        delivery.c.subscription_id,
-        delivery.c.event_version,
-        delivery.c.run,
-        delivery.c.lane,
-        delivery.c.state,
-        delivery.c.due,
-        delivery.c.attempts,
-        delivery.c.losses,
-        delivery.c.error_message,
-        event.c.id.label("event_id"),
-        event.c.name,
-        event.c.payload,
-        event.c.headers,
-        event.c.correlation_id,
     )
 
 
@@ -384,6 +382,7 @@ def _busy(suspects: bool) -> sa.Select[Any]:
 
 
 def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
+    """What is due of one subscription (SQLite, where nobody else writes meanwhile)."""
     delivery = tables.delivery
     return (
         deliveries(sa.bindparam("held", type_=sa.Uuid()).label("token"))
@@ -394,7 +393,6 @@ def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
         )
         .order_by(delivery.c.due, delivery.c.id)
         .limit(sa.bindparam("most", type_=sa.Integer()))
-        .with_for_update(skip_locked=True, of=delivery)
     )
 
 
@@ -424,7 +422,7 @@ def _claim(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
     subscription, delivery, event = tables.subscription, tables.delivery, tables.event
     on_probation = subscription.c.paused_reason.is_not(None)
     due = (
-        sa.select(*_told())
+        sa.select(*_TOLD)
         .join(event, event.c.position == delivery.c.event_position)
         .where(_is_due(suspects), readable)
         .order_by(delivery.c.due, delivery.c.id)

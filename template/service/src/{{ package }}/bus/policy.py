@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .texts import said
+
 LONGEST_BACKOFF = 300.0
 
 
@@ -69,14 +71,6 @@ class Failure:
             frame=own_frame(error, package)[:400],
             message=_storable(_traceback_of(error)),
         )
-
-
-def said(error: BaseException) -> str:
-    """Its repr, or at least its type if that raises."""
-    try:
-        return repr(error)
-    except Exception:
-        return type(error).__qualname__
 
 
 def _traceback_of(error: BaseException) -> str:

@@ -21,9 +21,10 @@ from .backfill import backfill, promote_stuck
 from .claims import Claims, Delivery, LeaseLostError
 from .engines import Database
 from .errors import BusError
-from .policy import Failure, GiveUp, Pause, Retry, retry_delay, said
+from .policy import Failure, GiveUp, Pause, Retry, retry_delay
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
+from .texts import said
 from .unit import Resources
 from .upcasting import Readers
 from .waking import Waker

@@ -1,4 +1,4 @@
-"""Which texts every database can keep."""
+"""Texts: which every database can keep, and the one of any value."""
 
 import re
 from typing import Any
@@ -13,6 +13,14 @@ _COLLECTIONS = (list, tuple, set, frozenset)
 def is_storable(text: str) -> bool:
     """Whether every database can store the text."""
     return _NOT_STORED.search(text) is None
+
+
+def said(value: object) -> str:
+    """The repr of a value, or of what type it is if that raises."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
 
 def check_texts(value: Any) -> None:

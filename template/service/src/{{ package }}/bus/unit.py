@@ -95,7 +95,7 @@ async def run_unit(
         )
         try:
             result = await unit.run(call, message)
-            if sender is not None and unit.stored and (token := token_of(unit.stored)):
+            if sender is not None and (token := token_of(unit.stored)):
                 sender._tell(token)
             return result
         except DBAPIError as error:
@@ -307,12 +307,12 @@ class UnitOfWork:
             for noted in news:
                 if isinstance(noted.event, Cancellation):
                     continue
+                context = noted.context or self.context
                 for listener in self._resources.inline.get(type(noted.event), ()):
                     # Mostly it is the unit's own context: nothing to put into place.
-                    if noted.context is self.context:
+                    if context is self.context:
                         await listener(noted.event, bus)
                     else:
-                        context = noted.context or self.context
                         await self.within(context, listener, noted.event)
         raise BusError(
             f"Inline listeners published on and on ({type(self.log[-1].event).__name__} last):"
