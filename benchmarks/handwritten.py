@@ -1,15 +1,19 @@
 """`POST /payments` as one would write it by hand, with FastAPI and SQLAlchemy, for `http.py`.
 
+`create_sliced_app` has as many slices by hand as lie in the folder `src`, for `scale.py`.
+
 It writes the rows that the generated service writes: a payment, an event, and one delivery for the
 subscription that it looks up when it starts. It runs on a database that the service has migrated,
 with the same settings of the database, and logs what uvicorn logs: one line a request.
 """
 
 import os
+import pkgutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib import import_module
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -190,5 +194,14 @@ async def ready() -> None: ...
 
 def create_app() -> FastAPI:
     app = FastAPI(lifespan=lifespan)
+    app.include_router(router)
+    return app
+
+
+def create_sliced_app() -> FastAPI:
+    app = FastAPI(lifespan=lifespan)
+    for found in pkgutil.iter_modules(["src"]):
+        app.include_router(import_module(found.name).router)
+    # Last, as in a generated service: the first answer comes when all routes are made.
     app.include_router(router)
     return app

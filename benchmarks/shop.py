@@ -37,10 +37,15 @@ def snapshot(folder: Path) -> Path:
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
-    git = ["git", "-C", str(template), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+    commit(template)
+    return template
+
+
+def commit(folder: Path) -> None:
+    """Make a Git repository of a folder, with all that is in it."""
+    git = ["git", "-C", str(folder), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "bench"]):
         subprocess.run([*git, *command], check=True)
-    return template
 
 
 def copy(template: Path, target: Path, *answers: str) -> float:

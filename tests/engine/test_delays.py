@@ -1,11 +1,12 @@
 """Events for later: in the log when they are due, unless they are cancelled before."""
 
+import asyncio
 import datetime as dt
 from typing import Any
 
 import pytest
 
-from .conftest import Service, Shop, Start, notes
+from .conftest import Relays, Service, Shop, Start, notes, options, until
 
 pytestmark = pytest.mark.anyio
 
@@ -16,6 +17,10 @@ RUN = """
             match step.partition(":"):
                 case ("later", _, key):
                     bus.publish(NoteWritten(text=key), after=dt.timedelta(minutes=10))
+                case ("soon", _, key):
+                    bus.publish(NoteWritten(text=key), after=dt.timedelta(milliseconds=50))
+                case ("now", _, key):
+                    bus.publish(NoteWritten(text=key))
                 case ("at", _, key):
                     bus.publish(NoteWritten(text=key), at=dt.datetime(2020, 1, 1))
                 case ("cancel", _, key):
@@ -34,6 +39,7 @@ HEARS = """
     @listen
     async def hear(event: NoteWritten) -> None:
         seen.append(event.text)
+        gate(event.text).set()
 """
 
 
@@ -64,6 +70,35 @@ async def test_event_for_later_is_delivered_when_it_is_due(shop: Shop, service: 
     assert await scheduled(service) == []
     [event] = await service.events()
     assert event.correlation_id
+
+
+async def test_relay_asks_what_is_due_next_only_after_what_may_have_changed_that(
+    shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(shop, RUN, listeners=HEARS)
+    service = await start(url, relay=options(shop, poll=3600))
+    claims, asked = service.runtime.relay._claims, list[dt.datetime]()
+    next_due = claims.next_due
+
+    async def ask(here: Any, after: dt.datetime) -> Any:
+        asked.append(after)
+        return await next_due(here, after)
+
+    async def wake_nobody(waker: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(claims, "next_due", ask)
+    monkeypatch.setattr(shop.module("bus.relay").Waker, "run", wake_nobody)
+    relays(service)
+    await until(lambda: bool(asked))
+    for steps, heard in [("now:a", "a"), ("now:b", "b"), ("soon:c now:d", "d")]:
+        assert len(asked) == 1
+        await run(service, steps)
+        async with asyncio.timeout(5):
+            await shop.gate(heard).wait()
+    async with asyncio.timeout(5):
+        await shop.gate("c").wait()
+    assert len(asked) > 1
 
 
 async def test_cancelled_event_never_happens(shop: Shop, service: Service) -> None:

@@ -120,15 +120,21 @@ class Relay:
 
     def wake(self) -> None:
         """Something may be due: look at once."""
-        self._wakes += 1
-        self._dry.clear()
         self._due_known = False
-        self._awake.set()
+        self._look()
 
     def committed(self, stored: Sequence[Mapping[str, Any]]) -> None:
         """Events were committed here: look at once, and let others look."""
-        self.wake()
+        # What is due at once changes nothing of what is due next, which takes a query to find out.
+        if any(row["due"] is not None for row in stored):
+            self._due_known = False
+        self._look()
         self._waker.tell()
+
+    def _look(self) -> None:
+        self._wakes += 1
+        self._dry.clear()
+        self._awake.set()
 
     def shuffle(self, seed: str) -> None:
         """From now on run one delivery at a time, any of those that are ready; for tests."""
@@ -238,6 +244,7 @@ class Relay:
         async with self._database.writer.begin() as connection:
             moved = await self._resources.outbox.move_due(connection)
         if moved:
+            self._due_known = False
             self._resources.on_commit(moved)
         return bool(moved)
 

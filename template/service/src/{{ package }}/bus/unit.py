@@ -95,7 +95,7 @@ async def run_unit(
         )
         try:
             result = await unit.run(call, message)
-            if sender is not None and (token := token_of(unit.stored)):
+            if sender is not None and unit.stored and (token := token_of(unit.stored)):
                 sender._tell(token)
             return result
         except DBAPIError as error:
@@ -269,23 +269,25 @@ class UnitOfWork:
         if self._readonly:
             await self._refuse_changes()
             return
-        await self._settle()
-        self._check(0)
-        self._check_doomed()
+        if self.log or self._session is not None:
+            await self._settle()
+            self._check(0)
+            self._check_doomed()
         self.is_open = False
-        written = await self._store()
+        written = None
+        if self.has_database and (self.log or self._completion):
+            written = await self._store()
         if self._session is not None:
             await _to_the_end(self._session.commit_unit())
-        _tell(written)
-        if written.events:
+        if written is not None:
+            _tell(written)
             self.stored = written.events
-            self._resources.on_commit(written.events)
+            if written.events:
+                self._resources.on_commit(written.events)
 
     async def _store(self) -> Written:
         """Write the events, and complete the deliveries that this unit is for."""
         completion, written = self._completion, Written()
-        if not self.has_database or not (self.log or completion):
-            return written
         connection = await self.session.connection()
         lanes = completion.lanes if completion else ()
         if self.log or lanes:
