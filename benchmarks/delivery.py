@@ -33,6 +33,10 @@ FORMS: dict[str, tuple[str | None, Make]] = {
         "by hand, own transaction",
         lambda url: Slicewise(url, "own", ONE_ROW),
     ),
+    "slicewise, own transaction, LOG_LEVEL=WARNING": (
+        "by hand, own transaction",
+        lambda url: Slicewise(url, "quiet", ONE_ROW, log_level="WARNING"),
+    ),
     "by hand, no-op": (None, lambda url: ByHand(url, Own, rows=False)),
     "slicewise, no-op": ("by hand, no-op", lambda url: Slicewise(url, "noop", NOTHING)),
     "by hand, batch of 100": (None, lambda url: ByHand(url, Batch)),

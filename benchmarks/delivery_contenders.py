@@ -38,13 +38,21 @@ class Contender(Protocol):
 
 
 class Slicewise:
-    """The relay of a generated service, with the logs that it has in production."""
+    """The relay of a generated service, with the logs that it has in production by default."""
 
     def __init__(
-        self, url: str, package: str, listener: str, mark: str = "", listeners: int = 1
+        self,
+        url: str,
+        package: str,
+        listener: str,
+        mark: str = "",
+        listeners: int = 1,
+        *,
+        log_level: str = "INFO",
     ) -> None:
         ledger.load(package, listener, mark, listeners)
         self.package = package
+        self.log_level = log_level
         self.url = url
         self.stored = 0
         self.relaying: asyncio.Task[None] | None = None
@@ -59,7 +67,7 @@ class Slicewise:
         async with self.database.writer.begin() as connection:
             for metadata in (self.tables.metadata, base.metadata):
                 await connection.run_sync(metadata.create_all)
-        log_to_nowhere(self.package)
+        log_to_nowhere(self.package, self.log_level)
         await self.runtime.__aenter__()
 
     async def store(self, count: int) -> None:
@@ -131,9 +139,9 @@ class ByHand(Slicewise):
         await floor.run()
 
 
-def log_to_nowhere(package: str) -> None:
+def log_to_nowhere(package: str, level: str = "INFO") -> None:
     """Logs as in production, written where nobody reads them."""
-    ledger.module(package, "base.logs").configure("INFO", json=True)
+    ledger.module(package, "base.logs").configure(level, json=True)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(_NOWHERE)
