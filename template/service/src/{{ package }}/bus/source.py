@@ -57,7 +57,7 @@ class _Reading:
         function = inspect.unwrap(function)
         file = function.__code__.co_filename
         for node in _nodes_of(function):
-            if isinstance(node, ast.Attribute):
+            if isinstance(node, ast.Attribute) and not self._is_foreign(node.value, function):
                 self.attributes[node.attr] = None
             if isinstance(node, ast.Name | ast.Attribute):
                 self._mention(_resolve(node, function.__globals__))
@@ -89,6 +89,11 @@ class _Reading:
         if isinstance(thing, type):
             self.made.setdefault(thing, place)
             self.called += self._methods(thing, ("__init__", "__post_init__"))
+
+    def _is_foreign(self, node: ast.expr, function: FunctionType) -> bool:
+        """Whether it is a parameter that is nothing of the slices', such as the bus."""
+        kind = function.__annotations__.get(node.id) if isinstance(node, ast.Name) else None
+        return isinstance(kind, type) and not self._is_own(kind)
 
     def _is_own(self, thing: Any) -> bool:
         module = f"{thing.__module__}."
