@@ -1,6 +1,7 @@
 """Money as a value: what it refuses, and that reckoning with it loses nothing."""
 
 import importlib
+import re
 from decimal import ROUND_UP, Decimal
 from typing import Annotated, Any
 
@@ -107,3 +108,52 @@ def test_two_currencies_do_not_mix(money: Any, reckon: Any) -> None:
     assert one != other
     with pytest.raises(errors.Invalid, match="different currencies"):
         reckon(one, other)
+
+
+@pytest.mark.parametrize(
+    "reckon",
+    [
+        lambda most: most + most,
+        lambda most: -most - most,
+        lambda most: most.times(2),
+        lambda most: most.times(Decimal("1.0000000000000001"), ROUND_UP),
+        lambda most: most.times(Decimal("1e40")),
+        lambda most: most.times(Decimal("1e999999")),
+    ],
+)
+def test_more_than_an_amount_can_be_is_refused(money: Any, reckon: Any) -> None:
+    errors = importlib.import_module("shop.base.errors")
+    with pytest.raises(errors.Invalid, match="EUR.* does not fit: .* at most 14 digits"):
+        reckon(money(Decimal("99999999999999.99"), "EUR"))
+
+
+TEXTS = [
+    *("0", "9", "-9", "99", "100", "999", "1000", "9.9", "-9.9", "99.9", "100.1", "9.99", "0.9"),
+    *("0.99", "0.999", "-0.99", "", "-", "x"),
+]
+
+
+@pytest.mark.parametrize("size", [(3, 1), (3, 0), (2, 2), (4, 2)])
+def test_json_schema_of_digits_says_what_fits(shop: Shop, size: tuple[int, int]) -> None:
+    digits = importlib.import_module("shop.base.database").Digits
+    number = TypeAdapter(Annotated[Decimal, digits(*size)] | None)
+    as_number, as_text, _ = number.json_schema()["anyOf"]
+    end = 10 ** (size[0] - size[1])
+    assert as_number == {"type": "number", "exclusiveMinimum": -end, "exclusiveMaximum": end}
+    documented = [text for text in TEXTS if re.search(as_text["pattern"], text)]
+    assert documented == [text for text in TEXTS if is_valid(number, text)]
+
+
+def is_valid(type_: TypeAdapter[Any], value: object) -> bool:
+    try:
+        type_.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def test_json_schema_of_money_says_what_fits(money: Any) -> None:
+    as_number, as_text = TypeAdapter(money).json_schema()["properties"]["amount"]["anyOf"]
+    assert as_number["exclusiveMaximum"] == 10**14
+    assert re.search(as_text["pattern"], "99999999999999.99")
+    assert not re.search(as_text["pattern"], "100000000000000")

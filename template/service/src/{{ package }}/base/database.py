@@ -90,8 +90,24 @@ class Digits(GroupedMetadata):
     scale: int
 
     def __iter__(self) -> Iterator[Any]:
-        yield Field(max_digits=self.precision, decimal_places=self.scale)
+        yield Field(
+            max_digits=self.precision, decimal_places=self.scale, json_schema_extra=self.document
+        )
         yield AfterValidator(self._with_all_places)
+
+    def document(self, schema: dict[str, Any]) -> None:
+        """Put into the JSON schema of what is taken what pydantic leaves out: how much fits."""
+        whole = self.precision - self.scale
+        digits = rf"\d{{1,{whole}}}" if whole else "0"
+        places = rf"\.\d{{1,{self.scale}}}" if self.scale else ""
+        pattern = f"^-?{digits}{f'({places})?' if whole and places else places}$"
+        for one in schema.get("anyOf", ()):
+            if one["type"] == "string":
+                one["pattern"] = pattern
+            elif one["type"] == "number":
+                # Of powers of ten no digit is lost, as it would be of 9999999999999999.99.
+                one.setdefault("exclusiveMinimum", -(10**whole))
+                one.setdefault("exclusiveMaximum", 10**whole)
 
     def _with_all_places(self, value: Decimal) -> Decimal:
         return value.quantize(Decimal(1).scaleb(-self.scale)) + 0  # Without the sign of -0.

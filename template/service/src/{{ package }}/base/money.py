@@ -4,12 +4,12 @@ import functools
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from sqlalchemy import String
 from sqlalchemy.orm import MappedColumn, mapped_column
 
-from .database import Exact
+from .database import Digits, Exact
 from .errors import Invalid
 
 # ISO 4217, list one: which currencies have other than two places behind the point.
@@ -31,7 +31,15 @@ _PLACES = {
 class Money:
     """An amount of one currency, with as many places as that has."""
 
-    amount: Annotated[Decimal, Field(max_digits=18, decimal_places=4, examples=["9.50"])]
+    amount: Annotated[
+        Decimal,
+        Field(
+            max_digits=18,
+            decimal_places=4,
+            examples=["9.50"],
+            json_schema_extra=Digits(18, 4).document,
+        ),
+    ]
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["EUR"])]
 
     def __post_init__(self) -> None:
@@ -58,9 +66,11 @@ class Money:
         return self.amount < self._amount_of(other)
 
     def times(self, factor: Decimal | int, rounding: str = ROUND_HALF_EVEN) -> Self:
-        """So many times the amount, such as a quantity or a rate, rounded to the currency."""
-        exact = self.amount * factor
-        return self._with(exact.quantize(_unit(self.currency), rounding))
+        """So many times the amount, such as a quantity or a rate, rounded to the currency.
+
+        Raises Invalid, as sums and differences do, for more than an amount can be.
+        """
+        return self._with(self.amount, factor, rounding)
 
     def split(self, parts: int) -> list[Self]:
         """Parts that are as equal as they can be, the larger ones first; their sum is the whole.
@@ -73,8 +83,19 @@ class Money:
         share, rest = divmod(int(self.amount / unit), parts)
         return [self._with(unit * (share + (n < rest))) for n in range(parts)]
 
-    def _with(self, amount: Decimal) -> Self:
-        return type(self)(amount, self.currency)
+    def _with(
+        self, amount: Decimal, factor: Decimal | int = 1, rounding: str = ROUND_HALF_EVEN
+    ) -> Self:
+        """Raises Invalid for what has more digits than an amount can have."""
+        try:
+            exact = (amount * factor).quantize(_unit(self.currency), rounding)
+            return type(self)(exact, self.currency)
+        except (ArithmeticError, ValidationError) as error:
+            times = f" times {factor}" if factor != 1 else ""
+            raise Invalid(
+                f"{amount} {self.currency}{times} does not fit: an amount has at most 14 digits"
+                " before the point."
+            ) from error
 
     def _amount_of(self, other: "Money") -> Decimal:
         """Raises Invalid for two currencies: neither their sum nor their order means anything."""
