@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from fastapi.utils import generate_unique_id
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
@@ -26,8 +27,9 @@ _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 
 
 def install(app: FastAPI) -> None:
-    """Document the errors, and the bounds of integers as integers; before routes are added."""
+    """Document errors, short names, bounds of integers as integers; before routes are added."""
     app.router.responses["default"] = _RESPONSE
+    app.router.generate_unique_id_function = _operation_id
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -40,6 +42,14 @@ def install(app: FastAPI) -> None:
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _operation_id(route: APIRoute) -> str:
+    """What a generated client calls its function: books-put_book, of the slice's tag and the name.
+
+    Without a tag, another slice may have the name, too, and FastAPI's long one stays.
+    """
+    return f"{route.tags[0]}-{route.name}" if route.tags else generate_unique_id(route)
 
 
 async def json_as_documented(request: Request) -> None:
@@ -120,7 +130,10 @@ def _bound_integers_by_integers(node: Any) -> None:
             _bound_integers_by_integers(one)
     elif isinstance(node, dict):
         if node.get("type") == "integer":
-            bounds = {name: int(node[name]) for name in _BOUNDS & node.keys()}
-            node.update(bounds)
+            node.update({name: int(node[name]) for name in _BOUNDS & node.keys()})
+            # 2**63 itself does not fit into the integers that a client may have for these.
+            if "exclusiveMaximum" in node:
+                last = node.pop("exclusiveMaximum") - 1
+                node["maximum"] = min(last, node.get("maximum", last))
         for one in node.values():
             _bound_integers_by_integers(one)
