@@ -123,7 +123,7 @@ def test_two_currencies_do_not_mix(money: Any, reckon: Any) -> None:
 )
 def test_more_than_an_amount_can_be_is_refused(money: Any, reckon: Any) -> None:
     errors = importlib.import_module("shop.base.errors")
-    with pytest.raises(errors.Invalid, match="EUR.* does not fit: .* at most 14 digits"):
+    with pytest.raises(errors.Invalid, match=r"EUR.* does not fit: .* at most 14 digits"):
         reckon(money(Decimal("99999999999999.99"), "EUR"))
 
 

@@ -128,15 +128,17 @@ def db(context: typer.Context) -> None:
 
 @cli.command()
 def describe(
-    message: Annotated[str | None, typer.Argument(help="A command, query or event.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A command, query or event, or a function that takes one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Show slices and messages; or where one message goes, and what may follow."""
+    """Show slices and messages; or where one message goes, or what one function does with it."""
     settings = Settings()
     runtime = build(PACKAGE, database=Database(settings.database_url))
     # All slices are shown, whichever of them run here; but those that are to run have to be there.
     choose(runtime.slices, settings.slices)
-    found = describe_message(runtime, message) if message else describe_service(runtime)
+    found = describe_message(runtime, name) if name else describe_service(runtime)
     typer.echo(json.dumps(found.data, indent=2) if as_json else found.text)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import FunctionType
 from typing import Any
 
 from .catalog import event_types, relative, where
@@ -26,6 +27,15 @@ class Description:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """A handler, listener or guard, and the messages that run it."""
+
+    kind: str
+    wired: Wired
+    takes: list[MessageType]
+
+
 def describe_service(runtime: Runtime) -> Description:
     """Slices, their commands and queries with handlers and guards, their events and who listens."""
     slices = [_slice(runtime, one) for one in runtime.slices]
@@ -34,14 +44,16 @@ def describe_service(runtime: Runtime) -> Description:
 
 
 def describe_message(runtime: Runtime, name: str) -> Description:
-    """Where a message goes and what may follow, as a tree.
+    """Where a message goes and what may follow, as a tree; or the same of one function only.
 
-    name is a class's, such as 'PaymentCreated', or has its slice before it, as stored events have:
+    name is a class's, such as 'PaymentCreated', or a handler's, listener's or guard's, such as
+    'start_order'; either may have its slice before it, as stored events have:
     'payments.PaymentCreated'. A message that a function makes stands at the line that makes it; a
-    message that was told before is not told again. Raises WiringError if no message, or more than
-    one, has this name.
+    message that was told before is not told again. Raises WiringError if nothing, or more than one,
+    has this name.
     """
-    tree = _Tracer(runtime).message(_find(runtime, name))
+    found, tracer = _find(runtime, name), _Tracer(runtime)
+    tree = tracer.alone(found) if isinstance(found, _Function) else tracer.message(found)
     return Description(tree, _table(_tree_rows(tree)))
 
 
@@ -107,18 +119,37 @@ def _names(runtime: Runtime, cls: MessageType) -> list[str]:
     return [f"{runtime.catalog.commands[cls].name}.{cls.__name__}", cls.__name__]
 
 
-def _find(runtime: Runtime, name: str) -> MessageType:
-    called = {cls: _names(runtime, cls) for cls in _messages(runtime)}
-    match [cls for cls, names in called.items() if name in names]:
-        case [cls]:
-            return cls
+def _functions(runtime: Runtime) -> Iterable[_Function]:
+    found = dict[FunctionType, _Function]()
+    for cls in _messages(runtime):
+        for kind, wired in _goes_to(runtime, cls):
+            one = found.setdefault(wired.marked.function, _Function(kind, wired, []))
+            one.takes.append(cls)
+    return found.values()
+
+
+def _find(runtime: Runtime, name: str) -> MessageType | _Function:
+    called = [
+        *((cls, _names(runtime, cls), where(cls)) for cls in _messages(runtime)),
+        *((one, _names_of(one), one.wired.marked.where) for one in _functions(runtime)),
+    ]
+    match [one for one in called if name in one[1]]:
+        case [(found, _, _)]:
+            return found
         case []:
-            close = get_close_matches(name, {one for names in called.values() for one in names})
+            close = get_close_matches(name, {one for _, names, _ in called for one in names})
             hint = f"Did you mean {', '.join(close)}?" if close else "`describe` alone lists all."
-            raise WiringError(f"No command, query or event is called {name!r}. {hint}")
+            raise WiringError(
+                f"No command, query, event, handler, listener or guard is called {name!r}. {hint}"
+            )
         case several:
-            choice = ", ".join(f"{called[cls][0]} ({relative(where(cls))})" for cls in several)
+            choice = ", ".join(f"{names[0]} ({relative(at)})" for _, names, at in several)
             raise WiringError(f"{name!r} is the name of several: {choice}. Say which one.")
+
+
+def _names_of(function: _Function) -> list[str]:
+    names = function.wired.marked.names
+    return [*names, *(name.partition(".")[2] for name in names)]
 
 
 class _Tracer:
@@ -136,6 +167,13 @@ class _Tracer:
         self._told.add(cls)
         then = [self._function(*one, (*path, cls)) for one in _goes_to(self._runtime, cls)]
         return {**node, "then": then}
+
+    def alone(self, function: _Function) -> Node:
+        """One function of those that its messages run."""
+        self._told.update(function.takes)
+        takes = [_message(self._runtime, cls) for cls in function.takes]
+        tree = self._function(function.kind, function.wired, tuple(function.takes))
+        return {**tree, "takes": takes}
 
     def _function(self, kind: str, wired: Wired, path: tuple[MessageType, ...]) -> Node:
         made = made_by(wired.marked.function)
@@ -161,6 +199,9 @@ def _slice_rows(one: Node) -> Iterator[tuple[str, str]]:
 
 
 def _tree_rows(node: Node, depth: int = 0) -> Iterator[tuple[str, str]]:
+    for one in node.get("takes", ()):
+        yield from _tree_rows(one, depth)
+    depth += "takes" in node
     cut = f" ({node['cut']})" if "cut" in node else ""
     yield f"{'  ' * depth}{node['kind']} {node['name']}{cut}", node.get("made_at") or node["at"]
     for one in node.get("then", ()):
