@@ -175,10 +175,10 @@ def test_service_that_is_told_to_stop_while_it_is_loaded(
 
 
 @contextmanager
-def running(folder: Path, *command: str) -> Iterator[IO[str]]:
+def running(folder: Path, *command: str, module: str = "shop") -> Iterator[IO[str]]:
     """Run a command of the service, and stop it by SIGTERM; gives what it prints."""
     with subprocess.Popen(
-        [sys.executable, "-m", "shop", *command],
+        [sys.executable, "-m", module, *command],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": "src"},
         stdout=subprocess.PIPE,
@@ -220,13 +220,41 @@ def test_dev_comes_back_when_what_stopped_it_is_mended(small: Path) -> None:
         assert f"{handlers}:1: SyntaxError" in told
         assert "Traceback" not in told
         handlers.write_text(code)
-        read_until(printed, "Application startup complete.")
+        told = read_until(printed, "Application startup complete.")
+        assert "detected changes in 'src/shop/slices/notes/handlers.py'" in told
+        assert "watchfiles" not in told
         run(small, "shop", "db", "revision", "notes", "-m", "x", "--empty")
         read_until(
             printed, "is behind the code (it lacks notes_0002). Run `shop db upgrade` first."
         )
         run(small, "shop", "db", "upgrade")
         read_until(printed, "Application startup complete.")
+
+
+# The database is checked, and found to be up to date; then a revision comes.
+RACE = """
+import socket, subprocess, sys, uvicorn
+from shop import cli
+
+def run(server, sockets):
+    revision = ["db", "revision", "notes", "-m", "x", "--empty"]
+    subprocess.run([sys.executable, "-m", "shop", *revision], check=True)
+    cli._end_when_told()
+    serve(server, sockets)
+
+serve, uvicorn.Server.run = uvicorn.Server.run, run
+with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    cli._start_again("127.0.0.1", 0, [one])
+"""
+
+
+def test_dev_starts_what_was_right_when_it_looked(small: Path) -> None:
+    """The reloader sees the new file, and tells of it: the server would, in its traceback."""
+    run(small, "shop", "db", "upgrade")
+    (small / "race.py").write_text(RACE)
+    with running(small, module="race") as printed:
+        assert "Traceback" not in read_until(printed, "Application startup complete.")
 
 
 def test_worker_says_what_it_works_for(small: Path) -> None:

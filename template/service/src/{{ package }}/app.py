@@ -78,15 +78,18 @@ async def check_database(database: Database) -> None:
 
 
 @asynccontextmanager
-async def opened(runtime: Runtime, *, relay: bool = True) -> AsyncIterator[Runtime]:
-    """Check the database, open the bus, and deliver events meanwhile.
+async def opened(
+    runtime: Runtime, *, relay: bool = True, checked: bool = False
+) -> AsyncIterator[Runtime]:
+    """Check the database, unless it is checked already; open the bus, deliver events meanwhile.
 
     Raises StartError, or what the runtime raises when it opens.
     """
     if runtime.database is None:
         raise StartError("The service needs a database.")
     try:
-        await check_database(runtime.database)
+        if not checked:
+            await check_database(runtime.database)
         async with runtime:
             delivering = asyncio.create_task(runtime.relay.run()) if relay else None
             await asyncio.sleep(0)  # The relay begins now, so that readiness can tell.
@@ -105,10 +108,12 @@ def create_app(
     overrides: Mapping[type, object] | None = None,
     *,
     relay: bool = True,
+    checked: bool = False,
 ) -> FastAPI:
     """The HTTP service.
 
     overrides replaces services by type, in tests; without relay events are stored, not delivered.
+    checked: whoever starts it checks the database, and tells what is wrong; the server cannot.
     """
     settings = settings or Settings()
     logs.configure(settings.log_level, json=settings.in_production)
@@ -116,7 +121,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with opened(runtime, relay=relay):
+        async with opened(runtime, relay=relay, checked=checked):
             yield
 
     app = FastAPI(

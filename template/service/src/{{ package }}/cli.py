@@ -151,7 +151,7 @@ def _serve(host: str, port: int) -> None:
     # Having stopped, the server repeats the signal that stopped it: that is no failure, either.
     _end_when_told()
     # What keeps it from starting is told in a line here; the server would end in its traceback.
-    app = create_app()
+    app = create_app(checked=True)
     asyncio.run(_check_database())
     with suppress(KeyboardInterrupt):
         uvicorn.run(app, host=host, port=port, **_SERVER)
@@ -160,7 +160,7 @@ def _serve(host: str, port: int) -> None:
 def _start_again(host: str, port: int, sockets: list[socket]) -> None:
     """What `dev` runs, in a process of its own, until the code changes."""
     with _told_in_a_line(then="\nWaiting for the next change."):
-        app = create_app()
+        app = create_app(checked=True)
         # A new migration is for a person to read, and perhaps to fill in, before it is applied.
         asyncio.run(_until_migrated())
         uvicorn.Server(uvicorn.Config(app, host=host, port=port, **_SERVER)).run(sockets)

@@ -55,6 +55,8 @@ def configure(level: str = "INFO", *, json: bool = False) -> None:
     # Others, such as pytest's, stay.
     root.handlers = [one for one in root.handlers if one.name != _HANDLER] + [handler]
     _take_over_uvicorn()
+    # It counts whatever changes, .pyc files too; the reloader names what it reloads for.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 def _json() -> list[Processor]:
