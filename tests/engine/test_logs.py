@@ -45,18 +45,23 @@ def configured(shop: Shop) -> Iterator[Any]:
     root.setLevel(level)
 
 
+def written(**values: Any) -> str:
+    """Log as it is configured; what is written."""
+    (handler,) = (one for one in logging.getLogger().handlers if one.name == "structlog")
+    handler.setStream(stream := io.StringIO())  # type: ignore[attr-defined]
+    # pytest's own, which are there by now, fail for what they cannot show.
+    logging.getLogger().handlers = [handler]
+    structlog.stdlib.get_logger("shop").info("told", **values)
+    return stream.getvalue()
+
+
 @pytest.fixture
 def logs(configured: Any) -> Logs:
     """Log a line as in production; what it says."""
     configured.configure(json=True)
-    (handler,) = (one for one in logging.getLogger().handlers if one.name == "structlog")
-    handler.setStream(stream := io.StringIO())  # type: ignore[attr-defined]
 
     def line(**values: Any) -> dict[str, Any]:
-        # pytest's own, which are there by now, fail for what they cannot show.
-        logging.getLogger().handlers = [handler]
-        structlog.stdlib.get_logger("shop").info("told", **values)
-        (text,) = stream.getvalue().splitlines()
+        (text,) = written(**values).splitlines()
         told: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
         assert (told["event"], told["level"]) == ("told", "info")
         return told
@@ -76,6 +81,18 @@ def test_what_json_has_stays_as_it_is(logs: Logs) -> None:
 )
 def test_line_is_written_whatever_it_tells(logs: Logs, value: Any) -> None:
     assert "value" in logs(value=value)
+
+
+@pytest.mark.parametrize("value", [Silent(), [Silent()], {"a": Silent()}, DEEP])
+def test_line_for_people_is_written_whatever_it_tells(configured: Any, value: Any) -> None:
+    configured.configure()
+    try:
+        raise LookupError("lost")
+    except LookupError:
+        line = written(value=value, count=1, exc_info=True)
+    assert "count=1" in line
+    assert "whose repr raises" in line
+    assert line.endswith("LookupError: lost\n")
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -3,12 +3,13 @@
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from json import dumps
 from typing import cast
 
 import structlog
 from pydantic_core import to_json
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ..bus.texts import said
 
@@ -69,7 +70,7 @@ def _to_json(line: EventDict, **_: object) -> str:
         return to_json(_plain(line), inf_nan_mode="strings").decode()
     except (ValueError, RecursionError):
         # Half of a surrogate pair, or nested without end: a line is never lost for what it tells.
-        return dumps({name: one if type(one) is str else said(one) for name, one in line.items()})
+        return dumps(_said_all(line))
 
 
 def _plain(value: object) -> object:
@@ -86,11 +87,23 @@ def _plain(value: object) -> object:
 
 
 def _text() -> list[Processor]:
-    return [
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    ]
+    render = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+    def text(logger: WrappedLogger, method: str, line: EventDict) -> str:
+        with suppress(Exception):
+            return render(logger, method, line.copy())
+        # Something has no repr: the line is written all the same, as in JSON. The exception that it
+        # tells of is still the one that is handled here.
+        kept = {"exc_info": line.pop("exc_info", None)}
+        return render(logger, method, _said_all(line) | kept)
+
+    return [text]
+
+
+def _said_all(line: EventDict) -> dict[str, str]:
+    return {name: one if type(one) is str else said(one) for name, one in line.items()}
 
 
 def _without_colors(logger: object, method: str, line: EventDict) -> EventDict:
