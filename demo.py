@@ -118,11 +118,11 @@ def pay(url: str, token: str, log: Path) -> None:
     """Make one payment, and show what came of it."""
     payment, headers = call(url, "/payments", token, {"amount": "12.50", "currency": "EUR"})
     show("POST /payments", payment)
-    orders: list[dict[str, Any]] = []
+    orders: dict[str, Any] = {}
 
     def order_is_there() -> bool:
-        orders[:] = call(url, "/orders", token)[0]["items"]
-        return any(order["payment_id"] == payment["id"] for order in orders)
+        orders.update(call(url, "/orders", token)[0])
+        return any(order["payment_id"] == payment["id"] for order in orders["items"])
 
     wait_for("an order", order_is_there)
     show("GET /orders", orders)

@@ -16,6 +16,7 @@ bottom, as a reader would type them. What one is, is said behind its opening fen
 """
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -407,6 +408,17 @@ def test_readme_commands_are_those_of_ci() -> None:
     commands = [block.text.strip() for block in blocks(PAGES[0]) if "nox -s" in block.text]
     assert [one for one in commands if one in ci] == commands[1:]
     assert commands[0] == commands[1].replace("nox -s tests", "nox -s demo")
+
+
+def test_demo_shows_what_the_api_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = {"items": [{"payment_id": "1"}], "next": None}
+    answers = {"/payments": ({"id": "1"}, {"x-correlation-id": "a"}), "/orders": (orders, {})}
+    monkeypatch.setattr(demo, "call", lambda url, path, *_: answers[path])
+    (tmp_path / "log").touch()
+    demo.pay("", "", tmp_path / "log")
+    assert f"GET /orders\n{json.dumps(orders, indent=2)}\n" in capsys.readouterr().out
 
 
 def test_demo_ends_with_what_readme_goes_on_with() -> None:
