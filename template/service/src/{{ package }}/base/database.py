@@ -102,9 +102,9 @@ class Digits(GroupedMetadata):
         places = rf"\.\d{{1,{self.scale}}}" if self.scale else ""
         pattern = f"^-?{digits}{f'({places})?' if whole and places else places}$"
         for one in schema.get("anyOf", ()):
-            if one["type"] == "string":
+            if one.get("type") == "string":
                 one["pattern"] = pattern
-            elif one["type"] == "number":
+            elif one.get("type") == "number":
                 # Of powers of ten no digit is lost, as it would be of 9999999999999999.99.
                 one.setdefault("exclusiveMinimum", -(10**whole))
                 one.setdefault("exclusiveMaximum", 10**whole)

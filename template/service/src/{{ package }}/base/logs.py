@@ -56,7 +56,7 @@ def configure(level: str = "INFO", *, json: bool = False) -> None:
     # Others, such as pytest's, stay.
     root.handlers = [one for one in root.handlers if one.name != _HANDLER] + [handler]
     _take_over_uvicorn()
-    # It counts whatever changes, .pyc files too; the reloader names what it reloads for.
+    # This counts whatever changes, .pyc files too; the reloader names what it reloads for.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
@@ -93,7 +93,7 @@ def _text() -> list[Processor]:
 
     def text(logger: WrappedLogger, method: str, line: EventDict) -> str:
         with suppress(Exception):
-            return render(logger, method, line.copy())
+            return render(logger, method, dict(line))
         # Something has no repr: the line is written all the same, as in JSON. The exception that it
         # tells of is still the one that is handled here.
         kept = {"exc_info": line.pop("exc_info", None)}
