@@ -19,6 +19,7 @@ from ..bus.engines import UNREACHABLE, Database
 from ..bus.types import Exact
 from .branches import Branches, birth_name
 from .database import Base
+from .rescaling import rescale
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Environment:
             render_item=_render_item,
             include_name=self._include_name,
             include_object=self._include_object,
-            process_revision_directives=self._skip_empty,
+            process_revision_directives=self._complete,
         )
         migration = context.get_context()
         self._hide_strangers(migration)
@@ -144,7 +145,9 @@ class Environment:
     def _proposes(self, owner: str | None) -> bool:
         return owner in self._branches.folders and self._only in (None, owner)
 
-    def _skip_empty(self, _: MigrationContext, __: object, scripts: list[MigrationScript]) -> None:
+    def _complete(self, _: MigrationContext, __: object, scripts: list[MigrationScript]) -> None:
+        for one in scripts:
+            rescale(one)
         if self._only and all(one.upgrade_ops_list[0].is_empty() for one in scripts):
             scripts.clear()
             context.config.print_stdout(
@@ -157,8 +160,7 @@ def _render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False
     if kind != "type" or not isinstance(item, sa.TypeDecorator):
         return False
     if isinstance(item, Exact):
-        numeric = f"sa.Numeric({item.precision}, {item.scale})"
-        return f'{numeric}.with_variant(sa.BigInteger(), "sqlite")'
+        return f"sa.Numeric({item.precision}, {item.scale})"
     return f"sa.{item.impl_instance!r}"
 
 

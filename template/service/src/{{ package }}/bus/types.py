@@ -32,11 +32,25 @@ class Utc(sa.TypeDecorator[dt.datetime]):
         return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
+class _Unscaled(sa.types.UserDefinedType[int]):
+    """An integer in a column that is declared as a decimal number."""
+
+    cache_ok = True
+
+    def __init__(self, precision: int, scale: int) -> None:
+        self.precision = precision
+        self.scale = scale
+
+    def get_col_spec(self, **_: Any) -> str:
+        return f"NUMERIC({self.precision}, {self.scale})"
+
+
 class Exact(sa.TypeDecorator[Decimal]):
     """A decimal number of `precision` digits, `scale` of them behind the point; never a float.
 
     SQLite would go through a float, so that the number is kept there as an integer of its
-    smallest unit (12.50 as 1250): sums and orders are exact too.
+    smallest unit (12.50 as 1250): sums and orders are exact too. The column says NUMERIC(12, 2)
+    all the same, so that migrations see when the unit changes.
     """
 
     impl = sa.Numeric
@@ -50,7 +64,7 @@ class Exact(sa.TypeDecorator[Decimal]):
     def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
         """The type that the column has in this database."""
         if dialect.name == "sqlite":
-            return dialect.type_descriptor(sa.BigInteger())
+            return _Unscaled(self.precision, self.scale)
         return dialect.type_descriptor(sa.Numeric(self.precision, self.scale))
 
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
