@@ -33,6 +33,7 @@ MESSAGES = """
     class TimedOut(Event, key="id"):
         id: UUID
         step: str
+        asks: int
 """
 MODELS = """
     from typing import ClassVar
@@ -58,7 +59,7 @@ MODELS = """
         when_finished = says("finished")
         when_compensated = says("compensated")
         def when_late(self) -> Event:
-            return TimedOut(id=self.id, step=self.step)
+            return TimedOut(id=self.id, step=self.step, asks=self.asks)
 """
 HANDLERS = """
     @handle
@@ -86,7 +87,7 @@ LISTENERS = """
     @listen
     async def late(event: TimedOut, session: AsyncSession, bus: Bus) -> None:
         flow = await locked(session, Flow, event.id)
-        tell(bus, flow, flow.late(event.step))
+        tell(bus, flow, flow.late(event.step, event.asks))
 """
 
 
@@ -153,6 +154,14 @@ class TestDecisions:
         told = play(some, "reserve done", "reserve done", "late reserve", "reserve failed")
         assert told == ["reserve", "pay"]
         assert (some.step, some.stuck) == ("pay", None)
+
+    async def test_time_from_before_it_was_resumed_is_old_news(self, flows: Any) -> None:
+        some = flow(flows)
+        some.start()
+        before = some.asks
+        assert asked(some.resume()) == ["reserve"]
+        assert some.late("reserve", before) == []
+        assert asked(some.late("reserve", some.asks)) == ["compensated"]
 
     async def test_an_answer_may_come_before_the_question(self, flows: Any) -> None:
         told = play(flow(flows), "pay done", "reserve done", "ship done")

@@ -65,7 +65,7 @@ class Process(Entity):
 
     Its id is what its events are about. step is the name of the step that it waits for,
     "undo <name>" while one is undone, "finished" or "compensated" at the end. done is what was done
-    and not undone, undone what was.
+    and not undone, undone what was; asks counts how often it has come to a step, or begun one anew.
 
     One that is at a step which the code has no more, renamed or removed, is stuck as well. It goes
     on when it is resumed, or hears of another step; what has no undo any more is undone by hand.
@@ -84,6 +84,7 @@ class Process(Entity):
     _stuck: Mapped[str | None] = mapped_column(
         "stuck", sa.String(200), default=None, init=False, index=True
     )
+    asks: Mapped[int] = mapped_column(default=0, init=False)
     updated_at: Mapped[dt.datetime] = mapped_column(
         default_factory=utc_now, onupdate=utc_now, init=False
     )
@@ -148,9 +149,12 @@ class Process(Entity):
             case "undone":
                 return self._undone(step)
 
-    def late(self, step: str) -> list[Event]:
-        """Hear that the time of a step, or of its undoing, is over: old news if it is elsewhere."""
-        if step != self.step:
+    def late(self, step: str, asks: int | None = None) -> list[Event]:
+        """Hear that the time of a step, or of its undoing, is over: old news if it is elsewhere.
+
+        asks is what it was when that time began: since then a person may have resumed the step.
+        """
+        if step != self.step or asks not in (None, self.asks):
             return []
         reason = f"{step}: no answer in time"
         if self.is_running and not self._is_lost:
@@ -234,7 +238,7 @@ class Process(Entity):
         return any(step.undo is None for step in self.steps if step.name in names)
 
     def _be_at(self, step: str, *, ended: bool = False) -> None:
-        self.step, self._stuck = step, None
+        self.step, self._stuck, self.asks = step, None, self.asks + 1
         self.finished_at = utc_now() if ended else None
 
     @property

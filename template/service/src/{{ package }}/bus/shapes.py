@@ -55,7 +55,8 @@ def told(annotation: Any, within: tuple[Any, ...] = ()) -> str:
     """A type as it is stored: `str | None`, `list[{sku: str, count: int}]`.
 
     What is renamed but stored alike stays the same: enums are told by their values, classes with
-    fields by those, and what is one of several in no order. Limits of values are left out. within are the classes that are being told.
+    fields by those, and what is one of several in no order. Limits of values are left out. within
+    are the classes that are being told.
     """
     args, origin = get_args(annotation), get_origin(annotation)
     if annotation in (None, types.NoneType):
