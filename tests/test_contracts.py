@@ -122,7 +122,10 @@ def test_what_is_accepted_is_kept(shop: Path) -> None:
     told = contracts(shop, "check", "--strict", code=1)
     assert f"payments.PaymentCreated: is not accepted yet  {CONTRACTS}:8" in told
     assert contracts(shop, "check") == told
-    assert f"Wrote {PAYMENTS}/contracts.json." in contracts(shop, "accept")
+    told = contracts(shop, "accept")
+    assert "Accepted payments.PaymentCreated\n" in told
+    assert f"Wrote {PAYMENTS}/contracts.json.\n" in told
+    assert "not accepted" not in told
     assert contracts(shop, "check", "--strict") == "Events promise what was accepted.\n"
 
     change(shop, "    payment_id: UUID\n", "    payment_id: str\n")
@@ -138,7 +141,10 @@ def test_what_is_accepted_is_kept(shop: Path) -> None:
     failed = run(shop, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contracts.py", code=1)
     assert reader in failed
     assert "Accept 1 change that others may rely on?" in contracts(shop, "accept", code=1)
-    assert f"Wrote {PAYMENTS}/contracts.json." in contracts(shop, "accept", "--yes")
+    told = contracts(shop, "accept", "--yes")
+    assert "Accepted payments.PaymentCreated: payment_id: UUID became str\n" in told
+    assert f"Wrote {PAYMENTS}/contracts.json." in told
+    assert "Accepted" not in contracts(shop, "accept")
 
 
 def test_update_leaves_what_was_accepted_alone(shop: Path, template: Template) -> None:

@@ -672,6 +672,9 @@ def test_database_in_no_folder(shop: Shop) -> None:
     folder = shop.root / "nowhere"
     shop.url = f"sqlite:///{folder}/shop.db"
     assert shop.db_fails("upgrade").endswith(f"cannot be reached: there is no folder {folder}")
+    folder.mkdir()
+    shop.url = f"sqlite:///{folder}"
+    assert shop.db_fails("upgrade").endswith(f"cannot be reached: {folder} is a folder")
 
 
 @on_sqlite

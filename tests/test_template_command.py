@@ -242,6 +242,19 @@ class TestConflicts:
         assert "Nothing to update" in command(shop, "update")
         assert versions_of(shop) == {"1.1.0"}
 
+    def test_tell_what_was_removed_as_well(self, shop: Path) -> None:
+        """Whoever commits when they are solved would not be told at the end."""
+        edit(shop / "src/shop/base/version_1.py", "# Ours.\n")
+        edit(shop / "src/shop/__init__.py", "# Ours.\n")
+        commit_all(shop)
+        removed = "  src/shop/base/version_1.py   # changed since the last update\n"
+        printed = command(shop, "update", fails=True)
+        assert removed in printed
+        assert printed.index(removed) < printed.index("Both you and the template have changed")
+        solve(shop / "src/shop/__init__.py")
+        commit_all(shop)
+        assert removed not in command(shop, "update")
+
     def test_next_steps_are_those_of_all_runs(self, shop: Path) -> None:
         """Also where the last slice was the one with the conflict."""
         for slice_ in (ORDERS, PAYMENTS):

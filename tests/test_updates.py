@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import copier
 import pytest
 import test_services
 import versions
@@ -410,6 +411,22 @@ def test_a_slice_works_with_what_was_released_of_its_major_version(
     run(shop, "pytest", "-q", "-p", "no:cacheprovider", "src/shop/slices")
 
 
+SEND = """
+import asyncio
+from shop.app import build_runtime, opened
+from shop.bus import Context, User
+from shop.settings import Settings
+from shop.slices.cards.messages import *
+
+async def main():
+    async with opened(build_runtime(Settings()), relay=False) as runtime:
+        for command in [{commands}]:
+            await runtime.bus(Context(user=User("alice"))).send(command)
+
+asyncio.run(main())
+"""
+
+
 @pytest.mark.long
 class TestClosingMessage:
     """What is to be done by hand after answers have changed, and that it is right."""
@@ -425,6 +442,12 @@ class TestClosingMessage:
         template.update(shop, quiet=False, **answers)
         return str(capfd.readouterr().err)
 
+    def copy(self, template: Template, slice_: Path, capfd: Any, **answers: str) -> str:
+        capfd.readouterr()
+        source = str(template.path)
+        copier.run_copy(source, slice_, data=answers, defaults=True, vcs_ref=template.ref)
+        return str(capfd.readouterr().err)
+
     def follow(self, shop: Path, message: str) -> None:
         """Run the database's commands that the message lists."""
         commands = re.findall(r"(?m)^  \d\. uv run shop db (\w+)(?: (\w+) -m '([^']+)')?", message)
@@ -433,6 +456,13 @@ class TestClosingMessage:
             self.db(shop, name, *([slice_, "-m", text] if slice_ else []))
         self.db(shop, "check")
         commit_all(shop)
+
+    def send(self, shop: Path, *commands: str) -> None:
+        """Send commands to the slice of cards, each in a unit of its own."""
+        program = shop / "send.py"
+        program.write_text(SEND.format(commands=", ".join(commands)))
+        run(shop, "send", DATABASE_URL=f"sqlite:///{shop / 'data.db'}")
+        program.unlink()
 
     def rows(self, shop: Path, sql: str) -> list[tuple[Any, ...]]:
         with sqlite3.connect(shop / "data.db") as connection:
@@ -481,6 +511,49 @@ class TestClosingMessage:
         )
         run(used, "pytest", "-q", "-p", "no:cacheprovider", PAYMENTS)
 
+    def test_of_a_required_field_of_stored_events(
+        self, made_up: Versions, shop: Path, capfd: Any
+    ) -> None:
+        """The same three steps, and an upcast: what was there before can be changed and deleted."""
+        template, cards = made_up.at("1.0.0"), "src/shop/slices/cards"
+        template.copy(shop / cards, style="event_sourced", fields="owner:str")
+        commit_all(shop)
+        self.db(shop, "upgrade")
+        self.send(shop, "CreateCard(owner='Ann')", "CreateCard(owner='Bob')")
+        [(one,), (two,)] = self.rows(shop, "SELECT id FROM cards ORDER BY owner")
+
+        message = self.update(template, shop / cards, capfd, fields="owner:str branch:str?")
+        self.follow(shop, message)
+        self.send(shop, f"ChangeCard(id='{one}', version=1, owner='Eve')")
+        self.db(shop, "revision", "cards", "-m", "Fill it", "--empty")
+        revision = shop / cards / "migrations/cards_0003_fill_it.py"
+        text = revision.read_text().replace("\n\n", "\n\nfrom alembic import op\n\n", 1)
+        fill = """op.execute("UPDATE cards SET branch = 'main'")"""
+        revision.write_text(text.replace("    pass", f"    {fill}", 1))
+        commit_all(shop)
+
+        message = self.update(template, shop / cards, capfd, fields="owner:str branch:str")
+        assert "could be neither changed nor deleted, as its events lack it." in message
+        models = shop / cards / "models.py"
+        text = models.read_text().replace("import Self", "import Any, ClassVar, Self")
+        for line in re.findall(r"(?m)^ +(class \w+\(StreamEvent, upcast=.+?\))   #", message):
+            text = text.replace(f"{line.partition(',')[0]}):\n", f"{line}:\n")
+        (schema,) = re.findall(r"(?m)^ +(snapshot_schema: .+?)   #", message)
+        head = "class Card(Aggregate[CardEvent]):\n"
+        text = text.replace(head, f"{head}    {schema}\n\n")
+        (upcast,) = re.findall(r"(?m)^(def with_it\(.+?\]) takes", message)
+        upcast += """:\n    return payload | {"branch": payload.get("branch") or "main"}\n\n\n"""
+        models.write_text(text.replace("class Created", f"{upcast}class Created", 1))
+        self.follow(shop, message)
+        self.send(
+            shop,
+            f"ChangeCard(id='{one}', version=2, owner='Eve', branch='north')",
+            f"DeleteCard(id='{two}')",
+        )
+        assert self.rows(shop, "SELECT owner, branch FROM cards") == [("Eve", "north")]
+        run(shop, "mypy")
+        run(shop, "pytest", "-q", "-p", "no:cacheprovider", cards)
+
     def test_of_a_field_that_is_gone(self, made_up: Versions, used: Path, capfd: Any) -> None:
         message = self.update(
             made_up.at("1.0.0"), used / PAYMENTS, capfd, fields="amount:decimal(12,2)"
@@ -517,6 +590,26 @@ class TestClosingMessage:
         expected: str,
     ) -> None:
         assert expected in self.update(made_up.at("1.0.0"), shop / folder, capfd, **answers)
+
+    def test_of_another_reaction_of_a_process(
+        self, made_up: Versions, shop: Path, capfd: Any
+    ) -> None:
+        """It is a step as well; and what the event has to bring is told as after a copy."""
+        template, flows = made_up.at("1.0.0"), shop / "src/shop/slices/flows"
+        start = "payments.PaymentCreated:start_flow"
+        wanted = "give OrderCreated the field payment_id"
+        answers = {"style": "process", "listens_to": f"{start} orders.OrderCreated:settle"}
+        told = self.copy(template, flows, capfd, **answers)
+        own = "let the slice publish an event of its own"
+        assert (wanted in told, own in told) == (True, True)
+        commit_all(shop)
+        told = self.update(template, flows, capfd, listens_to=f"{start} orders.OrderCreated:pay")
+        assert (wanted in told, own in told) == (True, True)
+        assert "let those that are at it go on first: GET /flows?step=<old name>" in told
+        commit_all(shop)
+        told = self.update(template, flows, capfd, listens_to=start)
+        assert "GET /flows?stuck=true" in told
+        assert own not in told
 
     def test_of_another_package(self, made_up: Versions, shop: Path, capfd: Any) -> None:
         template = made_up.at("1.0.0")

@@ -28,9 +28,12 @@ MESSAGES = """
         outcome: str
     class Run(Command[object]):
         pass
+    class Stuck(Query[list[str]]):
+        stuck: bool
     class TimedOut(Event, key="id"):
         id: UUID
         step: str
+        asks: int
 """
 MODELS = """
     from typing import ClassVar
@@ -56,7 +59,7 @@ MODELS = """
         when_finished = says("finished")
         when_compensated = says("compensated")
         def when_late(self) -> Event:
-            return TimedOut(id=self.id, step=self.step)
+            return TimedOut(id=self.id, step=self.step, asks=self.asks)
 """
 HANDLERS = """
     @handle
@@ -71,6 +74,11 @@ HANDLERS = """
         tell(bus, flow, flow.report(command.step, command.outcome))
         return flow.step
     @handle
+    async def stuck(query: Stuck, session: AsyncSession) -> list[str]:
+        import sqlalchemy as sa
+        found = sa.select(Flow.step).where(Flow.stuck.is_not(None) == query.stuck)
+        return list(await session.scalars(found.order_by(Flow.step)))
+    @handle
     async def run(command: Run, session: AsyncSession, bus: Bus) -> object:
         from shop import probe
         return await probe.work(session, bus)
@@ -79,7 +87,7 @@ LISTENERS = """
     @listen
     async def late(event: TimedOut, session: AsyncSession, bus: Bus) -> None:
         flow = await locked(session, Flow, event.id)
-        tell(bus, flow, flow.late(event.step))
+        tell(bus, flow, flow.late(event.step, event.asks))
 """
 
 
@@ -147,6 +155,14 @@ class TestDecisions:
         assert told == ["reserve", "pay"]
         assert (some.step, some.stuck) == ("pay", None)
 
+    async def test_time_from_before_it_was_resumed_is_old_news(self, flows: Any) -> None:
+        some = flow(flows)
+        some.start()
+        before = some.asks
+        assert asked(some.resume()) == ["reserve"]
+        assert some.late("reserve", before) == []
+        assert asked(some.late("reserve", some.asks)) == ["compensated"]
+
     async def test_an_answer_may_come_before_the_question(self, flows: Any) -> None:
         told = play(flow(flows), "pay done", "reserve done", "ship done")
         assert told == ["reserve", "ship", "finished"]
@@ -180,6 +196,81 @@ class TestDecisions:
         play(some, "late reserve")
         with pytest.raises(Exception, match="It is compensated: there is nothing to resume"):
             some.resume()
+
+
+class TestStepsThatTheCodeHasNoMore:
+    """A process was under way when its step pay was renamed to settle."""
+
+    @pytest.fixture
+    def at_pay(self, flows: Any) -> Any:
+        return self.after(flows, "reserve done")
+
+    def after(self, flows: Any, *reports: str) -> Any:
+        some = flow(flows)
+        play(some, *reports)
+        some.steps = flows.steps("reserve! settle! ship")
+        return some
+
+    async def test_it_is_stuck_at_once(self, flows: Any, at_pay: Any) -> None:
+        assert at_pay.stuck == "pay: the code has no such step any more"
+        assert at_pay.time_limit is None
+        undoing = self.after(flows, "reserve done", "pay done", "ship failed")
+        assert undoing.stuck == "undo pay: the code has no such step any more"
+
+    async def test_it_is_not_turned_round_by_its_time(self, at_pay: Any) -> None:
+        """Nobody knows whether it was done, or can be undone."""
+        assert at_pay.late("pay") == []
+        assert (at_pay.step, at_pay.done) == ("pay", ["reserve"])
+
+    async def test_resumed_it_goes_on_with_the_next(self, at_pay: Any) -> None:
+        assert asked(at_pay.resume()) == ["settle"]
+        assert (at_pay.step, at_pay.stuck) == ("settle", None)
+
+    async def test_cancelled_it_undoes_what_was_done(self, at_pay: Any) -> None:
+        assert asked(at_pay.cancel()) == ["undo reserve"]
+        assert asked(at_pay.report("reserve", "undone")) == ["compensated"]
+        assert asked(at_pay.report("settle", "done")) == ["undo settle"]
+
+    @pytest.mark.parametrize(
+        ("outcome", "told"), [("done", ["ship"]), ("failed", ["undo reserve"])]
+    )
+    async def test_an_answer_to_its_new_name_is_heard(
+        self, at_pay: Any, outcome: str, told: list[str]
+    ) -> None:
+        assert asked(at_pay.report("settle", outcome)) == told
+        assert at_pay.stuck is None
+
+    async def test_what_cannot_be_undone_any_more_is_undone_by_hand(self, flows: Any) -> None:
+        some = self.after(flows, "reserve done", "pay done")
+        some.steps = flows.steps("reserve! settle! ship!")
+        assert some.cancel() == some.resume() == []
+        assert some.stuck == "undo pay: the code has no such step any more"
+        assert asked(some.report("pay", "undone")) == ["undo reserve"]
+        assert some.report("pay", "undone") == []
+        assert asked(some.report("reserve", "undone")) == ["compensated"]
+
+    async def test_a_step_that_there_never_was_is_refused(self, at_pay: Any) -> None:
+        for name in ("pays", "pay", "finished"):
+            with pytest.raises(Exception, match=f"no step '{name}', expected one of: reserve, set"):
+                at_pay.report(name, "done")
+
+    async def test_those_that_are_stuck_are_found(self, start: Start, flows: Any, url: str) -> None:
+        service = await start(url)
+        messages = service.shop.messages("flows")
+        undoing, at_pay, new = UUID(int=1), UUID(int=2), UUID(int=3)
+        for id_, *reports in (
+            (undoing, "reserve done", "pay done", "ship failed"),
+            (at_pay, "reserve done"),
+            (new,),
+        ):
+            await service.send(messages.Begin(id=id_))
+            for report in reports:
+                step, outcome = report.split()
+                await service.send(messages.Report(id=id_, step=step, outcome=outcome))
+        assert await service.send(messages.Stuck(stuck=True)) == []
+        flows.Flow.steps = flows.steps("reserve! settle! ship")
+        assert await service.send(messages.Stuck(stuck=True)) == ["pay", "undo pay"]
+        assert await service.send(messages.Stuck(stuck=False)) == ["reserve"]
 
 
 class TestEveryOrder:

@@ -124,6 +124,28 @@ async def test_loaded_is_what_was_appended(shop: Shop, start: Start, url: str) -
     assert [row.version for row in await some.rows()] == [1, 2, 3, 4]
 
 
+async def test_fields_are_stored_by_their_names_whatever_others_call_them(
+    shop: Shop, start: Start, url: str
+) -> None:
+    models = MODELS.replace(
+        "    name: str\n\nclass Added", '    name: str = Field(alias="label")\n\nclass Added'
+    ).replace(
+        "    name: str\n    total: Decimal = Decimal(0)",
+        """
+    name: str = Field("", alias="label")
+    total: Decimal = Field(Decimal(0), serialization_alias="sum")
+""",
+    )
+    some = await counters(shop, start, url, f"from pydantic import Field\n{models}")
+    counter = some.models.Counter.begin(some.models.Opened(label="hits"))
+    for amount in (1, 2, 3):
+        counter.add(amount)
+    await some.append(counter)
+    loaded = await some.load(counter.id)
+    assert (loaded.name, loaded.total, loaded.version) == ("hits", 6, 4)
+    assert (await some.rows())[0].payload == {"name": "hits"}
+
+
 async def test_time_of_creation_is_that_of_the_first_event(
     shop: Shop, start: Start, url: str
 ) -> None:

@@ -14,6 +14,7 @@ FIRST = """
         number: int
         cents: int
 """
+FIELD = "    from pydantic import Field\n"
 SECOND = """
     class Paid(Event, key="number", version=2):
         number: int
@@ -168,11 +169,25 @@ async def test_upcaster_that_fails_is_a_failure_of_the_delivery(
     assert failed.error_frame.startswith("shop.slices.notes.contracts:in_units:")
 
 
+async def test_fields_are_stored_by_their_names_whatever_others_call_them(
+    shop: Shop, start: Start, url: str
+) -> None:
+    field = "    cents: int = Field(5, {})"
+    aliased = FIELD + FIRST.replace("    cents: int", field.format('alias="amount_cents"'))
+    service = await started(shop, start, url, aliased)
+    await service.runtime.publish(shop.contracts().Paid(number=1, amount_cents=7))
+    called_again = FIELD + FIRST.replace("    cents: int", field.format('validation_alias="c"'))
+    later = await started(shop, start, url, called_again)
+    await later.settled()
+    assert [one.cents for one in shop.seen] == [7]
+
+
 def test_current_version_costs_no_more_than_its_model(shop: Shop) -> None:
     code(shop, THIRD)
     versions = shop.build(shop.database()).readers["notes.Paid"]
     assert list(versions) == [3, 2, 1]
-    assert versions[3] == shop.contracts().Paid.model_validate
+    read = shop.module("bus.payloads").from_payload
+    assert (versions[3].func, versions[3].args) == (read, (shop.contracts().Paid,))
 
 
 @pytest.mark.parametrize(

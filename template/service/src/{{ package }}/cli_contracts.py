@@ -37,9 +37,12 @@ def check(
 def accept(yes: Yes = False) -> None:
     """Write what events promise now into the contracts.json of their slices."""
     found = Contracts(PACKAGE)
-    for one in found.changes:
+    for one in found.breaking:
         typer.echo(one)
     if found.breaking:
         ask(f"Accept {counted(len(found.breaking), 'change')} that others may rely on?", yes)
-    for file in found.accept():
+    written = found.accept()
+    for one in found.changes:
+        typer.echo(f"Accepted {one.accepted}")
+    for file in written:
         typer.echo(f"{'Wrote' if file.exists() else 'Removed'} {relative(str(file))}.")

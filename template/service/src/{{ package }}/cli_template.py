@@ -124,6 +124,9 @@ def update(
         # stop at conflicts that are solved, but not staged.
         _stage()
         _update(part, [*options, "--skip-answered", *(["--defaults"] if defaults else [])])
+        if _conflicts():
+            # Whoever commits when they are solved would not be told at the end.
+            _tell_removed()
         _refuse_conflicts()
     _stage()
     _tell_removed()

@@ -15,6 +15,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..bus import Bus, Command, Event, View
@@ -38,6 +39,7 @@ Outcome = Literal["done", "failed", "undone"]
 
 NEW, FINISHED, COMPENSATED = "new", "finished", "compensated"
 
+_NO_STEPS = (NEW, FINISHED, COMPENSATED)
 _UNDO = "undo "
 
 
@@ -63,7 +65,10 @@ class Process(Entity):
 
     Its id is what its events are about. step is the name of the step that it waits for,
     "undo <name>" while one is undone, "finished" or "compensated" at the end. done is what was done
-    and not undone, undone what was; stuck says why a person has to see to it.
+    and not undone, undone what was; asks counts how often it has come to a step, or begun one anew.
+
+    One that is at a step which the code has no more, renamed or removed, is stuck as well. It goes
+    on when it is resumed, or hears of another step; what has no undo any more is undone by hand.
 
     The methods that decide return the events to publish; none, if what they are told is old news.
     """
@@ -76,7 +81,10 @@ class Process(Entity):
     step: Mapped[str] = mapped_column(sa.String(60), default=NEW, init=False, index=True)
     done: Mapped[list[str]] = mapped_column(sa.JSON, default_factory=list, init=False)
     undone: Mapped[list[str]] = mapped_column(sa.JSON, default_factory=list, init=False)
-    stuck: Mapped[str | None] = mapped_column(sa.String(200), default=None, init=False, index=True)
+    _stuck: Mapped[str | None] = mapped_column(
+        "stuck", sa.String(200), default=None, init=False, index=True
+    )
+    asks: Mapped[int] = mapped_column(default=0, init=False)
     updated_at: Mapped[dt.datetime] = mapped_column(
         default_factory=utc_now, onupdate=utc_now, init=False
     )
@@ -94,17 +102,34 @@ class Process(Entity):
         """What happens when the time of the current step is over: an event of the slice's own."""
         raise NotImplementedError
 
+    @hybrid_property
+    def stuck(self) -> str | None:
+        """Why a person has to see to it."""
+        if self._is_lost:
+            return f"{self.step}: the code has no such step any more"
+        return self._stuck
+
+    @stuck.inplace.setter
+    def _set_stuck(self, reason: str | None) -> None:
+        self._stuck = reason
+
+    @stuck.inplace.expression
+    @classmethod
+    def _stuck_in_sql(cls) -> sa.ColumnElement[str | None]:
+        names = [step.name for step in cls.steps]
+        known = [*_NO_STEPS, *names, *(_UNDO + name for name in names)]
+        return sa.case((cls.step.not_in(known), cls.step), else_=cls._stuck)
+
     @property
     def is_running(self) -> bool:
         """Whether it still goes forward."""
-        return any(one.name == self.step for one in self.steps)
+        return self.step not in _NO_STEPS and not self.step.startswith(_UNDO)
 
     @property
     def time_limit(self) -> dt.timedelta | None:
         """How long the current step, or its undoing, may take."""
-        if self.step in (NEW, FINISHED, COMPENSATED):
-            return None
-        return self._named(self.step.removeprefix(_UNDO)).within
+        step = self._find(self._step_name)
+        return step.within if step else None
 
     def start(self) -> list[Event]:
         """Ask for the first step."""
@@ -112,23 +137,29 @@ class Process(Entity):
 
     def report(self, step: str, outcome: Outcome) -> list[Event]:
         """Hear how a step went, early, in time, late or again. Raises Invalid if it has no such."""
-        name = self._named(step).name
+        names = [one.name for one in self.steps]
+        # What was done when the code still had the step may have to be reported as undone.
+        if step not in (*names, *self.done, *self.undone):
+            raise Invalid(f"There is no step {step!r}, expected one of: {', '.join(names)}.")
         match outcome:
             case "done":
-                return self._done(name)
+                return self._done(step)
             case "failed":
-                return self._failed(name)
+                return self._failed(step)
             case "undone":
-                return self._undone(name)
+                return self._undone(step)
 
-    def late(self, step: str) -> list[Event]:
-        """Hear that the time of a step, or of its undoing, is over: old news if it is elsewhere."""
-        if step != self.step:
+    def late(self, step: str, asks: int | None = None) -> list[Event]:
+        """Hear that the time of a step, or of its undoing, is over: old news if it is elsewhere.
+
+        asks is what it was when that time began: since then a person may have resumed the step.
+        """
+        if step != self.step or asks not in (None, self.asks):
             return []
         reason = f"{step}: no answer in time"
-        if self.is_running:
+        if self.is_running and not self._is_lost:
             return self._turn_back(reason)
-        self.stuck = reason
+        self._stuck = reason
         return []
 
     def cancel(self) -> list[Event]:
@@ -138,18 +169,22 @@ class Process(Entity):
         return self._turn_back("cancelled")
 
     def resume(self) -> list[Event]:
-        """Ask once more for what it waits for. Raises Conflict if it has ended."""
+        """Ask once more for what it waits for. Raises Conflict if it has ended.
+
+        From a step that the code has no more it goes on to the first that is not done.
+        """
         if self.step in (FINISHED, COMPENSATED):
             raise Conflict(f"It is {self.step}: there is nothing to resume.")
-        if self.is_running:
-            return self._ask_next()
-        return self._undo(self.step.removeprefix(_UNDO))
+        if self.step.startswith(_UNDO):
+            return self._undo(self._step_name)
+        return self._ask_next()
 
     def _done(self, step: str) -> list[Event]:
         if step in self.done or step in self.undone:
             return []
         self.done = [*self.done, step]
-        if step == self.step:
+        # What a step was called before is done by an answer to what it is called now.
+        if step == self.step or (self.is_running and self._is_lost):
             return self._ask_next()
         # Of a step that was given up. While another one is undone, it waits for its turn.
         return self._undo_next() if self.step == COMPENSATED else []
@@ -176,7 +211,7 @@ class Process(Entity):
 
     def _turn_back(self, reason: str, failed: str = "") -> list[Event]:
         if self._cannot_be_undone(failed):
-            self.stuck = reason
+            self._stuck = reason
             return []
         return self._undo_next()
 
@@ -187,27 +222,37 @@ class Process(Entity):
         return self._undo(self.done[-1])
 
     def _undo(self, name: str) -> list[Event]:
-        step = self._named(name)
+        step = self._find(name)
         self._be_at(_UNDO + name)
+        if step is None:
+            return []
         if step.undo is None:
-            self.stuck = f"{name} was done after all, and cannot be undone"
+            self._stuck = f"{name} was done after all, and cannot be undone"
             return []
         event = step.undo(self)
         return [event] if event is not None else self._undone(name)
 
     def _cannot_be_undone(self, failed: str = "") -> bool:
         """Whether one that is done, or may be, has no undo."""
-        return any(self._named(one).undo is None for one in {*self.done, self.step} - {failed})
+        names = {*self.done, self.step} - {failed}
+        return any(step.undo is None for step in self.steps if step.name in names)
 
     def _be_at(self, step: str, *, ended: bool = False) -> None:
-        self.step, self.stuck = step, None
+        self.step, self._stuck, self.asks = step, None, self.asks + 1
         self.finished_at = utc_now() if ended else None
 
-    def _named(self, name: str) -> Step:
-        steps = {step.name: step for step in self.steps}
-        if name not in steps:
-            raise Invalid(f"There is no step {name!r}, expected one of: {', '.join(steps)}.")
-        return steps[name]
+    @property
+    def _step_name(self) -> str:
+        """The name of the step that it is at, be it to be done or undone."""
+        return self.step.removeprefix(_UNDO)
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether it is at a step that the code has no more."""
+        return self.step not in _NO_STEPS and self._find(self._step_name) is None
+
+    def _find(self, name: str) -> Step | None:
+        return next((step for step in self.steps if step.name == name), None)
 
 
 P = TypeVar("P", bound=Process)

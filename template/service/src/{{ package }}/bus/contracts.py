@@ -19,6 +19,8 @@ from .usages import Named, Use, find_uses
 
 FILE = "contracts.json"
 
+_NEW = "is not accepted yet"
+
 Recorded = Mapping[str, Shape]
 """What was accepted of one slice, by the names of the classes."""
 
@@ -43,6 +45,11 @@ class Change:
     def __str__(self) -> str:
         uses = [f"    {function} {how}  {at}" for function, at, how in self.uses]
         return "\n".join([f"{self.event}: {self.text}  {self.at}", *uses])
+
+    @property
+    def accepted(self) -> str:
+        """What to say when it is accepted, in a line."""
+        return self.event if self.text == _NEW else f"{self.event}: {self.text}"
 
     @property
     def data(self) -> dict[str, Any]:
@@ -121,7 +128,7 @@ class Contracts:
             differences = (
                 _differences(old, Shape.of(cls), self._oldest(found))
                 if old
-                else [_Difference("is not accepted yet", breaks=False)]
+                else [_Difference(_NEW, breaks=False)]
             )
             for each in differences:
                 yield self._change(one, name, relative(where(cls)), each)

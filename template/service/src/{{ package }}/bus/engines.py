@@ -170,6 +170,8 @@ def _sqlite_engine(
         file = Path(url.database or "")
         if not file.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {file.parent}")
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder")
         # SQLite would open it, and not write to it even when it can be written to again.
         if not readonly and file.exists() and not os.access(file, os.W_OK):
             raise PermissionError(f"{file} is read-only")

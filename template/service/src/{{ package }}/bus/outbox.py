@@ -16,6 +16,7 @@ from .context import Context
 from .errors import BusError
 from .lanes import lock_keys
 from .messages import Event
+from .payloads import payload_of
 from .recording import Cancellation, Noted
 
 
@@ -152,7 +153,7 @@ class Outbox:
             "name": self.name_of(type(event)),
             "version": event.event_version,
             "key": key_of(event),
-            "payload": event.model_dump(mode="json"),
+            "payload": payload_of(event),
             "headers": context.headers(),
             "correlation_id": context.correlation_id,
             "causation_id": context.causation_id,

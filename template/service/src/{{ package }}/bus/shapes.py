@@ -55,7 +55,8 @@ def told(annotation: Any, within: tuple[Any, ...] = ()) -> str:
     """A type as it is stored: `str | None`, `list[{sku: str, count: int}]`.
 
     What is renamed but stored alike stays the same: enums are told by their values, classes with
-    fields by those. Limits of values are left out. within are the classes that are being told.
+    fields by those, and what is one of several in no order. Limits of values are left out. within
+    are the classes that are being told.
     """
     args, origin = get_args(annotation), get_origin(annotation)
     if annotation in (None, types.NoneType):
@@ -67,9 +68,10 @@ def told(annotation: Any, within: tuple[Any, ...] = ()) -> str:
     if origin is Annotated:
         return told(args[0], within)
     if origin in _UNIONS:
-        return " | ".join(told(one, within) for one in args)
+        # In any order: None last, as people write it.
+        return " | ".join(sorted((told(one, within) for one in args), key=_none_last))
     if origin is Literal:
-        return f"Literal[{', '.join(map(repr, args))}]"
+        return f"Literal[{', '.join(sorted(map(repr, args)))}]"
     if origin is not None:
         return f"{origin.__name__}[{', '.join(told(one, within) for one in args)}]"
     if isinstance(annotation, type):
@@ -77,9 +79,13 @@ def told(annotation: Any, within: tuple[Any, ...] = ()) -> str:
     return "..." if annotation is Ellipsis else str(annotation).removeprefix("typing.")
 
 
+def _none_last(text: str) -> tuple[bool, str]:
+    return text == "None", text
+
+
 def _told_class(cls: type, within: tuple[Any, ...]) -> str:
     if issubclass(cls, Enum):
-        return f"Literal[{', '.join(repr(one.value) for one in cls)}]"
+        return f"Literal[{', '.join(sorted(repr(one.value) for one in cls))}]"
     if cls in within or not (fields := _fields_of(cls, (*within, cls))):
         return cls.__name__
     return f"{{{', '.join(f'{name}: {text}' for name, text in fields.items())}}}"

@@ -19,6 +19,7 @@ from .aggregates import Aggregate, Payload, StreamEvent
 from .clock import utc_now
 from .context import Context
 from .errors import BusError
+from .payloads import from_payload, payload_of
 from .recording import log_of
 from .types import Utc
 
@@ -94,7 +95,7 @@ class Streams(Generic[A]):
             if row.payload is None:
                 return None
             if row.state is not None:
-                aggregate = self._aggregate.model_validate(row.state)
+                aggregate = from_payload(self._aggregate, row.state)
                 continue
             if aggregate is None:
                 aggregate = self._aggregate.blank(stream_id, row.recorded_at)
@@ -112,7 +113,7 @@ class Streams(Generic[A]):
         before = aggregate.version - len(new)
         rows = [
             {"type": one.event_name, "event_version": one.event_version}
-            | {"payload": one.model_dump(mode="json")}
+            | {"payload": payload_of(one)}
             for one in new
         ]
         await self._insert(session, aggregate.id, before, rows, aggregate.created_at)
@@ -151,7 +152,7 @@ class Streams(Generic[A]):
             )
         for upcast in kind.event_upcast[version - 1 :]:
             payload = upcast(payload)
-        return kind.model_validate(payload)
+        return from_payload(kind, payload)
 
     async def _insert(
         self,
@@ -190,7 +191,7 @@ class Streams(Generic[A]):
             "stream_id": aggregate.id,
             "version": aggregate.version,
             "schema": aggregate.snapshot_schema,
-            "state": aggregate.model_dump(mode="json"),
+            "state": payload_of(aggregate),
         }
         await session.execute(sa.insert(self._snapshots), row)
 

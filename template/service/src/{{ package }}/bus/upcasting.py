@@ -2,11 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from .catalog import Catalog, Marked, where
 from .marks import Upcaster, Upcasts
 from .messages import Event
+from .payloads import from_payload
 
 Reader = Callable[[dict[str, Any]], Event]
 """Makes an event of its stored payload. Raises ValidationError if that does not fit."""
@@ -61,7 +63,7 @@ def upcaster_errors(catalog: Catalog) -> Iterator[str]:
 
 def _readers_of(event: type[Event], steps: Steps) -> dict[int, Reader]:
     current = event.event_version
-    found: dict[int, Reader] = {current: event.model_validate}
+    found: dict[int, Reader] = {current: partial(from_payload, event)}
     for version in range(current - 1, oldest_readable(event, steps) - 1, -1):
         found[version] = _after(steps[version].function, found[version + 1])
     return found

@@ -15,6 +15,7 @@ from ..catalog import Catalog
 from ..errors import OperationError
 from ..lanes import is_behind, lock_keys, promote
 from ..outbox import key_of
+from ..payloads import from_payload, payload_of
 
 
 async def edit(
@@ -103,7 +104,7 @@ def _corrected(
     if found is None:
         raise OperationError(f"This code has no event {old.name!r}, to read the payload by.")
     try:
-        event = found.cls.model_validate(payload)
+        event = from_payload(found.cls, payload)
     except ValidationError as error:
         version = found.cls.event_version
         raise OperationError(
@@ -113,7 +114,7 @@ def _corrected(
         "name": found.name,
         "version": found.cls.event_version,
         "key": key_of(event),
-        "payload": event.model_dump(mode="json"),
+        "payload": payload_of(event),
     }
 
 
