@@ -71,6 +71,22 @@ async def expire(service: Service) -> None:
     await service.write(sa.update(service.shop.tables.idempotency).values(expires_at=past))
 
 
+async def test_same_key_gets_the_first_token(shop: Shop, start: Start, url: str) -> None:
+    slice_(shop)
+    service = await start(url)
+    first, again, another = service.bus(), service.bus(), service.bus()
+    add = shop.messages().Add(text="a")
+    await first.send(add, idempotency_key="k")
+    await again.send(add, idempotency_key="k")
+    await another.send(add, idempotency_key="l")
+    assert again.published == first.published != ""
+    assert another.published not in ("", first.published)
+    touching = service.bus()
+    await touching.send(shop.messages().Touch(), idempotency_key="k")
+    await touching.send(shop.messages().Touch(), idempotency_key="k")
+    assert touching.published == ""
+
+
 async def test_same_key_gets_the_first_result(shop: Shop, start: Start, url: str) -> None:
     slice_(shop)
     service = await start(url)

@@ -21,6 +21,7 @@ from .context import Context
 from .errors import BusError, IdempotencyKeyError
 from .messages import Command
 from .tables import idempotency as keys
+from .unit import UnitOfWork
 
 R = TypeVar("R")
 
@@ -87,9 +88,11 @@ class Once:
             # One without a result is this unit's own: a guard that awaits Proceed a second time.
             if first.is_done:
                 log.info("first result given again", command=self._name)
+                bus._unit.first_token = first.event_token
                 return self._decoded(json.dumps(first.result))
         result = await call(command, bus)
         await session.execute(_of(sa.update(keys), row).values(result=self._encoded(result)))
+        bus._unit.complete_with(_Token(bus._unit, row))
         return result
 
     async def _claim(self, session: AsyncSession, row: dict[str, Any]) -> bool:
@@ -98,7 +101,7 @@ class Once:
         Waits for the unit that has inserted it, if that one has not committed yet.
         """
         now = utc_now()
-        values = {**row, "created_at": now, "expires_at": now + self._lifetime}
+        values = {**row, "created_at": now, "expires_at": now + self._lifetime, "event_token": ""}
         dialect = session.get_bind().dialect.name
         insert = (postgresql if dialect == "postgresql" else sqlite).insert(keys).values(values)
         claim = insert.on_conflict_do_update(
@@ -133,6 +136,20 @@ class Once:
             " be written as JSON and read again, so that no retry could get it: answer with a View"
             " or plain values, or send it without a key."
         )
+
+
+class _Token:
+    """Keeps the token of what a unit has published beside the first result."""
+
+    lanes = ()
+
+    def __init__(self, unit: UnitOfWork, row: Mapping[str, Any]) -> None:
+        self._unit = unit
+        self._row = row
+
+    async def __call__(self, connection: AsyncConnection) -> None:
+        if token := self._unit.token:
+            await connection.execute(_of(sa.update(keys), self._row).values(event_token=token))
 
 
 def check_key(key: str) -> None:
@@ -173,7 +190,7 @@ async def remove_expired(connection: AsyncConnection, now: dt.datetime, limit: i
 async def _stored(session: AsyncSession, row: Mapping[str, Any]) -> Any:
     # SQL's NULL is no result yet; a result of None is stored as JSON's null.
     is_done = keys.c.result.is_not(sa.null()).label("is_done")
-    query = _of(sa.select(keys.c.body_hash, keys.c.result, is_done), row)
+    query = _of(sa.select(keys.c.body_hash, keys.c.result, keys.c.event_token, is_done), row)
     return (await session.execute(query)).one()
 
 

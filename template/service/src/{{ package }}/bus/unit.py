@@ -95,7 +95,7 @@ async def run_unit(
         )
         try:
             result = await unit.run(call, message)
-            if sender is not None and unit.stored and (token := token_of(unit.stored)):
+            if sender is not None and (token := unit.token):
                 sender._tell(token)
             return result
         except DBAPIError as error:
@@ -117,6 +117,7 @@ class UnitOfWork:
         "_turn",
         "_where",
         "context",
+        "first_token",
         "is_open",
         "log",
         "stored",
@@ -135,7 +136,9 @@ class UnitOfWork:
         self.context = context
         self.log = EventLog(context)
         self.is_open = True
-        # The rows of events that it has committed.
+        # Of the events of the first such command, where its answer is given again.
+        self.first_token = ""
+        # The rows of the events that it stores.
         self.stored: Sequence[Mapping[str, Any]] = ()
         self._resources = resources
         self._readonly = readonly
@@ -161,6 +164,15 @@ class UnitOfWork:
             engine = database.queries if self._readonly else database.writer
             self._session = UnitSession(engine, self.log, self._turn)
         return self._session
+
+    @property
+    def token(self) -> str:
+        """Names the events that it has stored; '' if there are none."""
+        return token_of(self.stored) if self.stored else self.first_token
+
+    def complete_with(self, completion: Completion) -> None:
+        """Do this last of all before the commit."""
+        self._completion = completion
 
     async def run(self, call: Route, message: object) -> Any:
         """Run the outermost message and commit."""
@@ -281,7 +293,6 @@ class UnitOfWork:
             await _to_the_end(self._session.commit_unit())
         if written is not None:
             _tell(written)
-            self.stored = written.events
             if written.events:
                 self._resources.on_commit(written.events)
 
@@ -293,6 +304,7 @@ class UnitOfWork:
         if self.log or lanes:
             store = self._resources.outbox.store
             written = await store(connection, self.log, self.context, lanes)
+            self.stored = written.events
         if completion:
             await completion(connection)
         return written

@@ -76,6 +76,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(200), nullable=False),
         sa.Column("body_hash", sa.String(64), nullable=False),
         sa.Column("result", sa.JSON()),
+        sa.Column("event_token", sa.String(43), nullable=False),
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("expires_at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("user_id", "command", "key", name="pk_bus_idempotency"),
