@@ -13,9 +13,9 @@ SERVICE = Path("template/service")
 SLICE = Path("template/slice")
 BUS = SERVICE / "src" / "{{ package }}" / "bus"
 
-# Before it, slices with fields could not be rendered, and READMEs named a temporary folder.
-_FIRST_VALID = "41f4569bd08415d53e415328455f2ca58d6e7fe4"
-_LATER = "dd80e39378ad4477226ea7858d1a6ae80c5bb75c"
+# Before it, tables that are written once had other columns: decimals on SQLite, and processes.
+_FIRST_VALID = "7e7269cd539e0f9f599d75aeb35d118c4d3b4eec"
+_LATER = "4455b5909074f950f6a2092c785b9ed9ab3b0441"
 
 _MARK = re.compile(r"(?m)^(?:# |## )?Template version \d+\.\n")
 _COLUMN = '    sa.Column("version_{}", sa.Integer()),\n'
