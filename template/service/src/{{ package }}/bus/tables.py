@@ -200,7 +200,7 @@ idempotency = sa.Table(
     sa.Column("key", sa.String(200), primary_key=True),
     sa.Column("body_hash", sa.String(64), nullable=False),
     sa.Column("result", sa.JSON()),
-    sa.Column("event_token", sa.String(43), nullable=False),
+    sa.Column("event_token", sa.String(43), nullable=False, default=""),
     sa.Column("created_at", _Time, nullable=False),
     sa.Column("expires_at", _Time, nullable=False, index=True),
 )
