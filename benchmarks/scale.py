@@ -10,6 +10,7 @@ for it is given too, because that does not depend on what else the machine does.
 
 import json
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,14 +37,14 @@ class Contender:
     def url(self) -> str:
         return f"sqlite:///{self.folder / 'shop.db'}"
 
-    def start(self, slices: int = 0) -> None:
-        """Start and stop; with slices, prove that it has so many instead of measuring."""
-        with serve(self.folder, self.url, self.app) as server:
-            if slices:
-                prove(server, slices)
-            else:
-                self.taken.wall.append(server.startup)
-                self.taken.cpu.append(server.cpu)
+    def started(self) -> AbstractContextManager[Server]:
+        """Run it until the block is left."""
+        return serve(self.folder, self.url, self.app)
+
+    def measure(self) -> None:
+        with self.started() as server:
+            self.taken.wall.append(server.startup)
+            self.taken.cpu.append(server.cpu)
 
 
 def generate(folder: Path) -> tuple[dict[int, Path], list[Row]]:
@@ -88,12 +89,12 @@ def bare_template(folder: Path) -> Path:
 
 
 def write_by_hand(folder: Path, size: int) -> Path:
-    """As many slices by hand; a service of the same names gives them their database."""
+    """A folder with as many slices by hand."""
     text = (Path(__file__).parent / "handwritten_slice.py").read_text()
     (folder / "src").mkdir(parents=True)
     for number in range(size):
-        name = text.replace("Thing", f"Thing{number}").replace("things", f"things_{number}")
-        (folder / f"src/things_{number}.py").write_text(name)
+        source = text.replace("Thing", f"Thing{number}").replace("things", f"things_{number}")
+        (folder / f"src/things_{number}.py").write_text(source)
     return folder
 
 
@@ -104,13 +105,15 @@ def start_up(shops: dict[int, Path], rounds: int, folder: Path) -> list[Row]:
         generated = contenders[size, "generated"] = Contender(GENERATED, shop)
         migrate(shop, generated.url)
         hand = write_by_hand(folder / f"hand{size}", size)
+        # Its start reads the subscriptions, which are those of the generated one.
         (hand / "shop.db").write_bytes((shop / "shop.db").read_bytes())
         contenders[size, "by hand"] = Contender(BY_HAND, hand)
     for (size, _), one in contenders.items():
-        one.start(slices=size)
+        with one.started() as server:
+            prove(server, size)
     for _ in range(rounds):
         for one in contenders.values():
-            one.start()
+            one.measure()
     return [_row(size, kind, contenders) for size, kind in contenders]
 
 

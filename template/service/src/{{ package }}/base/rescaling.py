@@ -51,15 +51,15 @@ def _rescales(operation: MigrateOperation) -> Iterator[Rescale]:
     if not isinstance(operation, ModifyTableOps):
         return
     for one in operation.ops:
-        if isinstance(one, AlterColumnOp) and one.modify_type is not None:
-            kinds = one.existing_type, one.modify_type
-            # Only these are kept in another form than their type says.
-            if any(isinstance(kind, sa.Numeric | Exact) and _scale(kind) for kind in kinds):
-                before, after = (_scale(kind) for kind in kinds)
-                if before is None or after is None:
-                    raise CommandError(_by_hand(one))
-                if before != after:
-                    yield Rescale(one.table_name, one.column_name, after - before)
+        if not isinstance(one, AlterColumnOp) or one.modify_type is None:
+            continue
+        before, after = _scale(one.existing_type), _scale(one.modify_type)
+        if not before and not after:
+            continue  # Without places, a number is kept as what it is.
+        if before is None or after is None:
+            raise CommandError(_by_hand(one))
+        if before != after:
+            yield Rescale(one.table_name, one.column_name, after - before)
 
 
 def _scale(kind: Any) -> int | None:

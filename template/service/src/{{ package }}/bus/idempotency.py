@@ -101,12 +101,12 @@ class Once:
         Waits for the unit that has inserted it, if that one has not committed yet.
         """
         now = utc_now()
-        values = {**row, "created_at": now, "expires_at": now + self._lifetime, "event_token": ""}
+        values = {**row, "created_at": now, "expires_at": now + self._lifetime}
         dialect = session.get_bind().dialect.name
         insert = (postgresql if dialect == "postgresql" else sqlite).insert(keys).values(values)
         claim = insert.on_conflict_do_update(
             index_elements=list(keys.primary_key),
-            set_={**values, "result": sa.null()},
+            set_={**values, "result": sa.null(), "event_token": ""},
             where=keys.c.expires_at <= now,
         ).returning(sa.literal(1))
         return await session.scalar(claim) is not None

@@ -136,7 +136,7 @@ class UnitOfWork:
         self.context = context
         self.log = EventLog(context)
         self.is_open = True
-        # Of the events of the first such command, where its answer is given again.
+        # The token of the first command under a key, whose answer is given again.
         self.first_token = ""
         # The rows of the events that it stores.
         self.stored: Sequence[Mapping[str, Any]] = ()
@@ -167,7 +167,7 @@ class UnitOfWork:
 
     @property
     def token(self) -> str:
-        """Names the events that it has stored; '' if there are none."""
+        """Names the events that it has stored, or that the first under its key had; '' for none."""
         return token_of(self.stored) if self.stored else self.first_token
 
     def complete_with(self, completion: Completion) -> None:
