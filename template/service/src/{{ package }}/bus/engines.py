@@ -1,23 +1,15 @@
 """The database as engines: one that writes, one that cannot, and one for queries."""
 
 import asyncio
-import os
-import sqlite3
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 from sqlalchemy import event, exc, make_url
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolResetState
 
 from .errors import WiringError
-
-# In a connection's info: a nested query was cut off, and SQLite still refuses to write. Only then
-# is it told otherwise, because that makes it forget its prepared statements.
-LEFT_READONLY = "left_readonly"
+from .sqlite import sqlite_engine
 
 # What a connection that cannot be made raises; asyncpg's own errors come as they are.
 UNREACHABLE = (OSError, exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -52,8 +44,8 @@ class Database:
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
             # One writer per process: more only wait for each other inside SQLite, and longer.
-            self.writer = _sqlite_engine(self.url, pool_size=1, readonly=False)
-            self.reader = _sqlite_engine(self.url, pool_size=pool_size, readonly=True)
+            self.writer = sqlite_engine(self.url, pool_size=1, readonly=False)
+            self.reader = sqlite_engine(self.url, pool_size=pool_size, readonly=True)
         else:
             self.writer = _postgresql_engine(self.url, pool_size=pool_size)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
@@ -72,7 +64,7 @@ class Database:
     def apart(self) -> AsyncEngine:
         """An engine for one connection more, whose transactions lock nothing before they write."""
         if self.dialect == "sqlite":
-            return _sqlite_engine(self.url, pool_size=1, readonly=False, begin="BEGIN")
+            return sqlite_engine(self.url, pool_size=1, readonly=False, begin="BEGIN")
         return _postgresql_engine(self.url, pool_size=1)
 
     @property
@@ -151,63 +143,3 @@ def _drop_if_closed(connection: Any, *_: object) -> None:
     # The driver hears at once of a server that went away; a ping would cost three round trips.
     if connection.driver_connection.is_closed():
         raise exc.DisconnectionError
-
-
-def _sqlite_engine(
-    url: URL, *, pool_size: int, readonly: bool, begin: str | None = None
-) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=pool_size,
-        max_overflow=0,
-        # The driver's own transaction handling would leave SELECTs outside of transactions.
-        connect_args={"isolation_level": None, "timeout": 30},
-    )
-
-    def on_do_connect(*_: object) -> None:
-        # Left to find out by itself, the driver's thread ends in a traceback of its own.
-        file = Path(url.database or "")
-        if not file.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {file.parent}")
-        if file.is_dir():
-            raise IsADirectoryError(f"{file} is a folder")
-        # SQLite would open it, and not write to it even when it can be written to again.
-        if not readonly and file.exists() and not os.access(file, os.W_OK):
-            raise PermissionError(f"{file} is read-only")
-
-    def on_connect(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA query_only = {int(readonly)}")
-        cursor.close()
-
-    beginning = begin or ("BEGIN" if readonly else "BEGIN IMMEDIATE")
-
-    def on_begin(connection: Connection) -> None:
-        if connection.info.pop(LEFT_READONLY, False):
-            connection.exec_driver_sql("PRAGMA query_only = 0")
-        try:
-            # One call to the driver's thread, where exec_driver_sql makes three.
-            connection.connection.run_async(lambda driver: driver.execute(beginning))
-        except sqlite3.Error as error:
-            raise exc.OperationalError(beginning, None, error) from error
-
-    def on_invalidate(connection: Any, *_: object) -> None:
-        # Closing alone would not end the transaction of a cancelled statement: SQLite keeps it, and
-        # the write lock, for as long as anything (such as a traceback) refers to the statement.
-        with suppress(Exception):
-            connection.rollback()
-
-    def on_reset(connection: Any, _: object, state: PoolResetState) -> None:
-        # A commit that SQLite refuses leaves the transaction, and its write lock, as they were.
-        if state.asyncio_safe and connection.driver_connection.in_transaction:
-            connection.rollback()
-
-    event.listen(engine.sync_engine, "do_connect", on_do_connect)
-    event.listen(engine.sync_engine, "connect", on_connect)
-    event.listen(engine.sync_engine, "reset", on_reset)
-    event.listen(engine.sync_engine, "invalidate", on_invalidate)
-    event.listen(engine.sync_engine, "begin", on_begin)
-    return engine

@@ -18,12 +18,13 @@ from .bus import Bus, Route, RouteTable
 from .catch_up import token_of
 from .clock import Clock
 from .context import Context
-from .engines import LEFT_READONLY, Database
+from .engines import Database
 from .errors import BusError, UnitDoomedError
 from .messages import Event
 from .outbox import Outbox, Written
 from .recording import Cancellation, EventLog, take_back
 from .session import Turn, UnitSession
+from .sqlite import LEFT_READONLY
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -1,0 +1,149 @@
+"""SQLite: an engine that keeps to what SQLite can do, and that is quick to ask."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import aiosqlite
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolResetState
+
+# In a connection's info: a nested query was cut off, and SQLite still refuses to write. Only then
+# is it told otherwise, because that makes it forget its prepared statements.
+LEFT_READONLY = "left_readonly"
+
+# Rows that come with the call that executes a statement; more are fetched when they are asked for.
+_FIRST_ROWS = 500
+
+
+class _Cursor(aiosqlite.Cursor):
+    """A statement is one call to the driver's thread, where aiosqlite's own makes up to four."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        # What is behind it comes with the first statement, as only the thread may make it.
+        super().__init__(connection, None)  # type: ignore[arg-type]
+        self._rows: list[Any] = []
+        self._has_more = False
+
+    async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> Self:
+        return await self._start(sqlite3.Connection.execute, sql, parameters or ())
+
+    async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> Self:
+        return await self._start(sqlite3.Connection.executemany, sql, parameters)
+
+    async def fetchall(self) -> list[Any]:
+        rows, self._rows = self._rows, []
+        if self._has_more:
+            rows += await super().fetchall()
+        return rows
+
+    async def fetchmany(self, size: int | None = None) -> list[Any]:
+        size = size or self.arraysize
+        rows, self._rows = self._rows[:size], self._rows[size:]
+        if self._has_more and len(rows) < size:
+            rows += await super().fetchmany(size - len(rows))
+        return rows
+
+    async def fetchone(self) -> Any:
+        rows = await self.fetchmany(1)
+        return rows[0] if rows else None
+
+    async def close(self) -> None:
+        if self._has_more:
+            await super().close()
+
+    async def _start(self, method: Callable[..., sqlite3.Cursor], sql: str, given: Any) -> Self:
+        first = self._execute(_first_rows, self._conn._conn, method, sql, given)  # type: ignore[no-untyped-call]
+        self._cursor, self._rows, self._has_more = await first
+        return self
+
+
+def _first_rows(
+    connection: sqlite3.Connection, method: Callable[..., sqlite3.Cursor], sql: str, given: Any
+) -> tuple[sqlite3.Cursor, list[Any], bool]:
+    cursor = method(connection, sql, given)
+    rows = cursor.fetchmany(_FIRST_ROWS) if cursor.description else []
+    has_more = len(rows) == _FIRST_ROWS
+    if not has_more:
+        cursor.close()
+    return cursor, rows, has_more
+
+
+class _Connection(aiosqlite.Connection):
+    """A connection with such cursors."""
+
+    def cursor(self) -> _Cursor:  # type: ignore[override]
+        return _Cursor(self)
+
+
+def _connect(*args: Any, **options: Any) -> _Connection:
+    connection = _Connection(partial(sqlite3.connect, *args, **options), _FIRST_ROWS)
+    # As SQLAlchemy does with those that it makes: a thread that is left ends with the process.
+    connection._thread.daemon = True
+    return connection
+
+
+def sqlite_engine(
+    url: URL, *, pool_size: int, readonly: bool, begin: str | None = None
+) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        # The driver's own transaction handling would leave SELECTs outside of transactions.
+        connect_args={"isolation_level": None, "timeout": 30, "async_creator_fn": _connect},
+    )
+
+    def on_do_connect(*_: object) -> None:
+        # Left to find out by itself, the driver's thread ends in a traceback of its own.
+        file = Path(url.database or "")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {file.parent}")
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder")
+        # SQLite would open it, and not write to it even when it can be written to again.
+        if not readonly and file.exists() and not os.access(file, os.W_OK):
+            raise PermissionError(f"{file} is read-only")
+
+    def on_connect(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA query_only = {int(readonly)}")
+        cursor.close()
+
+    beginning = begin or ("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+    def on_begin(connection: Connection) -> None:
+        if connection.info.pop(LEFT_READONLY, False):
+            connection.exec_driver_sql("PRAGMA query_only = 0")
+        try:
+            # One call to the driver's thread, where exec_driver_sql makes three.
+            connection.connection.run_async(lambda driver: driver.execute(beginning))
+        except sqlite3.Error as error:
+            raise exc.OperationalError(beginning, None, error) from error
+
+    def on_invalidate(connection: Any, *_: object) -> None:
+        # Closing alone would not end the transaction of a cancelled statement: SQLite keeps it, and
+        # the write lock, for as long as anything (such as a traceback) refers to the statement.
+        with suppress(Exception):
+            connection.rollback()
+
+    def on_reset(connection: Any, _: object, state: PoolResetState) -> None:
+        # A commit that SQLite refuses leaves the transaction, and its write lock, as they were.
+        if state.asyncio_safe and connection.driver_connection.in_transaction:
+            connection.rollback()
+
+    event.listen(engine.sync_engine, "do_connect", on_do_connect)
+    event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "reset", on_reset)
+    event.listen(engine.sync_engine, "invalidate", on_invalidate)
+    event.listen(engine.sync_engine, "begin", on_begin)
+    return engine

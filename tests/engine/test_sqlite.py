@@ -1,0 +1,87 @@
+"""What the driver of SQLite is asked, and that every row of the answer comes."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .conftest import Shop
+
+pytestmark = pytest.mark.anyio
+
+MANY = 1_234
+
+
+@pytest.fixture
+async def connection(shop: Shop, tmp_path: Path) -> AsyncIterator[AsyncConnection]:
+    database = shop.database(f"sqlite:///{tmp_path}/many.db")
+    async with database.writer.connect() as connection:
+        await connection.execute(sa.text("CREATE TABLE numbers (number INTEGER UNIQUE)"))
+        rows = [{"number": number} for number in range(MANY)]
+        await connection.execute(sa.text("INSERT INTO numbers VALUES (:number)"), rows)
+        yield connection
+    await database.close()
+
+
+ALL = sa.text("SELECT number FROM numbers ORDER BY number")
+
+
+async def test_all_rows_come(connection: AsyncConnection) -> None:
+    assert list((await connection.execute(ALL)).scalars()) == list(range(MANY))
+
+
+async def test_first_rows_and_single_rows_come(connection: AsyncConnection) -> None:
+    assert (await connection.execute(ALL)).scalars().first() == 0
+    assert (await connection.execute(sa.text("SELECT 7"))).scalar_one() == 7
+    assert (await connection.execute(sa.text("SELECT 7 WHERE 0"))).scalar() is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 500, 1_000, 5_000])
+async def test_rows_are_streamed(connection: AsyncConnection, size: int) -> None:
+    async with connection.stream(ALL) as streamed:
+        sizes = [len(part) async for part in streamed.partitions(size)]
+    assert sizes == [size] * (MANY // size) + [MANY % size] * (MANY % size > 0)
+
+
+async def test_stream_that_is_left_leaves_nothing_open(connection: AsyncConnection) -> None:
+    async with connection.stream(ALL) as streamed:
+        assert (await anext(aiter(streamed))).number == 0
+    # SQLite refuses this while a statement of the connection still reads.
+    await connection.execute(sa.text("DROP TABLE numbers"))
+
+
+async def test_changes_tell_their_number_and_what_they_return(connection: AsyncConnection) -> None:
+    changed = await connection.execute(sa.text("UPDATE numbers SET number = -number"))
+    assert changed.rowcount == MANY
+    gone = await connection.execute(sa.text("DELETE FROM numbers RETURNING number"))
+    assert len(gone.all()) == MANY
+    assert (await connection.execute(sa.text("SELECT count(*) FROM numbers"))).scalar() == 0
+
+
+async def test_refused_statement_leaves_the_connection_usable(connection: AsyncConnection) -> None:
+    with pytest.raises(sa.exc.IntegrityError):
+        await connection.execute(sa.text("INSERT INTO numbers VALUES (7) RETURNING number"))
+    assert (await connection.execute(sa.text("SELECT count(*) FROM numbers"))).scalar() == MANY
+
+
+async def test_statement_is_one_call_to_the_drivers_thread(
+    connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    call = aiosqlite.Connection._execute
+
+    async def counted(self: aiosqlite.Connection, function: Any, *args: Any, **named: Any) -> Any:
+        calls.append(function)
+        return await call(self, function, *args, **named)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
+    await connection.execute(sa.text("SELECT number FROM numbers WHERE number < 400"))
+    assert len(calls) == 1
+    await connection.execute(sa.text("INSERT INTO numbers VALUES (-1)"))
+    assert len(calls) == 2
+    await connection.execute(ALL)
+    assert len(calls) == 5  # The rest of the rows, and the end.
