@@ -90,7 +90,7 @@ class _Connection(aiosqlite.Connection):
     async def begin(self, *, to_write: bool) -> bool:
         """Begin a transaction; whether others may have committed since the last one to write."""
         self.is_beginning = True
-        version = await self._execute(_begin, self._conn, to_write)  # type: ignore[no-untyped-call]
+        version: int | None = await self._execute(_begin, self._conn, to_write)  # type: ignore[no-untyped-call]
         self.is_beginning = False
         before, self._version = self._version, version
         return version != before
