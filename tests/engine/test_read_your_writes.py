@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from uuid_utils.compat import uuid7
 
 from .conftest import Relays, Replica, Service, Shop, Start, notes, until, write
 
@@ -63,8 +65,18 @@ class Reader:
         kept: int = await self.service.bus().send(query, after=token, seen_by=seen_by)
         return kept
 
+    async def late(self, token: str, *names: str) -> int:
+        """The same, for what is not to come."""
+        self.service.runtime._resources.catch_up = 0.05
+        try:
+            return await self.kept(token, *names)
+        finally:
+            self.service.runtime._resources.catch_up = 10.0
+
 
 Open = Any
+# One that names an event.
+V7 = "AaIZXvJIcU-kxoI_pI360w"
 
 
 @pytest.fixture
@@ -208,15 +220,57 @@ async def test_listener_that_is_being_filled_is_waited_for(
     assert await reading == 1
 
 
-async def test_unknown_event_is_waited_for(reader: Open, url: str) -> None:
-    one = await reader(url, catch_up=0.05)
+async def test_removed_event_counts_as_seen(reader: Open, url: str) -> None:
+    one = await reader(url)
+    token = await one.write("a b")
+    event, delivery = one.service.shop.tables.event, one.service.shop.tables.delivery
+    for position in (1, 2):
+        with pytest.raises(one.service.shop.bus.NotSeenInTimeError, match="has not seen"):
+            await one.late(token, "keep")
+        done = delivery.delete().where(delivery.c.event_position == position)
+        await one.service.write(done)
+        await one.service.write(event.delete().where(event.c.position == position))
+    assert await one.kept(token, "keep") == 0
+    assert await one.kept(token) == 0
+    with pytest.raises(one.service.shop.bus.NotSeenInTimeError, match="has not seen"):
+        await one.late(f"{token}, {await one.write('c')}", "keep")
+
+
+async def test_unknown_event_is_waited_for_on_a_replica(
+    reader: Open, postgresql_url: str, following: Replica
+) -> None:
+    one = await reader(postgresql_url, replica=following.url)
+    await following.catch_up()
+    token = one.service.shop.module("bus.catch_up").token_of([{"id": uuid7(), "due": None}])
     for names in ((), ("keep",)):
         with pytest.raises(one.service.shop.bus.NotSeenInTimeError, match="have not arrived"):
-            await one.kept("A" * 22, *names)
+            await one.late(token, *names)
+
+
+async def test_one_token_names_what_a_request_has_published(reader: Open, url: str) -> None:
+    one = await reader(url)
+    bus, run = one.service.bus(), one.service.shop.messages().Run
+    tokens = ""
+    for text in ("a b", "c", "d e", "f", "g", "h"):
+        await bus.send(run(text=text))
+        await one.write(f"other-{text[0]}")
+        tokens = one.service.shop.module("bus.catch_up").joined(tokens, bus.published)
+    assert len(tokens) == 43
+    event, delivery = one.service.shop.tables.event, one.service.shop.tables.delivery
+    mine = sa.select(event.c.position).where(event.c.correlation_id == bus.context.correlation_id)
+    positions = await one.service.column(mine)
+    assert len(positions) == 8
+    for position in positions:
+        with pytest.raises(one.service.shop.bus.NotSeenInTimeError, match="has not seen"):
+            await one.late(tokens, "keep")
+        done = delivery.update().where(delivery.c.event_position == position)
+        await one.service.write(done.values(state="done"))
+    assert await one.kept(tokens, "keep") == 0
 
 
 @pytest.mark.parametrize(
-    "token", ["x", "A" * 21, "A" * 44, "A" * 21 + "!", ",".join(["A" * 22] * 51)]
+    "token",
+    ["x", "A" * 22, "A" * 43, V7[:21], V7 + "A", V7[:21] + "!", ",".join([V7] * 51)],
 )
 async def test_malformed_token_is_refused(reader: Open, sqlite_url: str, token: str) -> None:
     one = await reader(sqlite_url)

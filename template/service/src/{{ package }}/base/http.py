@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..bus import Bus, Command, Context, IdempotencyKeyError, User
 from ..bus.bus import Listeners
+from ..bus.catch_up import joined
 from ..bus.context import is_correlation_id, new_correlation_id
 from ..bus.idempotency import KeyedBus
 from . import problems
@@ -64,7 +65,7 @@ class RequestBus(KeyedBus):
 
     def _tell(self, token: str) -> None:
         """Note what a send has published, beside what others of this request did."""
-        super()._tell(", ".join(filter(None, [self.published, token])))
+        super()._tell(joined(self.published, token))
 
 
 IdempotencyKey = Annotated[
@@ -77,15 +78,23 @@ IdempotencyKey = Annotated[
 ]
 
 
-EventToken = Annotated[
-    str | None,
-    Header(
-        alias=_EVENT_TOKEN,
-        description="Wait until this shows what was changed before: the Event-Token of the answer"
-        " to that request, or several with commas in between. 504 if it takes too long, 424 if it"
-        " needs somebody's help first.",
-    ),
-]
+async def event_token(
+    request: Request,
+    token: Annotated[
+        str | None,
+        Header(
+            alias=_EVENT_TOKEN,
+            description="Wait until this shows what was changed before: the Event-Token of the"
+            " answer to that request, or several with commas in between. 504 if it takes too long,"
+            " 424 if it needs somebody's help first.",
+        ),
+    ] = None,
+) -> str | None:
+    """All of them, where there may be several headers, of which `token` is one."""
+    return token and ",".join(request.headers.getlist(_EVENT_TOKEN))
+
+
+EventToken = Annotated[str | None, Depends(event_token)]
 
 
 async def bus_of(

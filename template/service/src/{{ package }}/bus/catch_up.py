@@ -14,32 +14,47 @@ from .errors import EventTokenError, NeverSeenError, NotSeenInTimeError
 from .session import UnitSession
 
 Span = tuple[UUID, UUID]
-"""The ids of the first and the last event that one unit of work has published."""
+"""The ids of the first and the last event that one unit of work, or one request, has published."""
 
 # One event, or the two ends of a span, in base64.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}|[A-Za-z0-9_-]{43}")
 _MOST_TOKENS = 50
+# More of one request are named by one. Fewer stay apart: sent again under its idempotency key, a
+# request answers with tokens of others, too.
+_MOST_APART = 5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 
 
 def token_of(stored: Sequence[Mapping[str, Any]]) -> str:
     """Names the events that a unit of work has stored, all but those for later; '' for none."""
     ids = [row["id"] for row in stored if row["due"] is None]
-    if not ids:
-        return ""
-    ends = dict.fromkeys([*ids[:1], *ids[-1:]])
+    return _naming(ids) if ids else ""
+
+
+def joined(tokens: str, token: str) -> str:
+    """What names what both do, which are of one request: never longer than a header may be."""
+    both = ", ".join(filter(None, [tokens, token]))
+    spans = spans_of(both)
+    return both if len(spans) <= _MOST_APART else _naming([one for span in spans for one in span])
+
+
+def _naming(ids: Sequence[UUID]) -> str:
+    # They are numbered as they are made, so that all others lie between the two.
+    ends = dict.fromkeys([min(ids), max(ids)])
     return urlsafe_b64encode(b"".join(one.bytes for one in ends)).decode().rstrip("=")
 
 
 def spans_of(token: str) -> list[Span]:
     """What a token names, or several with commas in between. Raises EventTokenError."""
     parts = [one for part in token.split(",") if (one := part.strip())]
-    if len(parts) > _MOST_TOKENS or not all(map(_TOKEN.fullmatch, parts)):
-        raise EventTokenError(
-            "An event token is what the answer to a command gave as one, unchanged; up to"
-            f" {_MOST_TOKENS} of them with commas in between."
-        )
-    return [_span(urlsafe_b64decode(one + "==")) for one in parts]
+    if len(parts) <= _MOST_TOKENS and all(map(_TOKEN.fullmatch, parts)):
+        spans = [_span(urlsafe_b64decode(one + "==")) for one in parts]
+        if all(one.version == 7 for span in spans for one in span):
+            return spans
+    raise EventTokenError(
+        "An event token is what the answer to a command gave as one, unchanged; up to"
+        f" {_MOST_TOKENS} of them with commas in between."
+    )
 
 
 def _span(data: bytes) -> Span:
@@ -74,22 +89,28 @@ async def _missing(
     """What a read has to wait for; None if nothing."""
     event, subscription = tables.event, tables.subscription
     ids = {one for span in spans for one in span}
-    ends = sa.select(event.c.id, event.c.position, event.c.tx).where(event.c.id.in_(ids))
+    source = (event.c.correlation_id, event.c.causation_id)
+    ends = sa.select(event.c.id, *source).where(event.c.id.in_(ids))
     found = {row.id: row for row in await session.execute(ends)}
-    # On a replica either may be still to come.
     known = sa.select(sa.func.count()).where(subscription.c.id.in_(listeners))
-    if len(found) < len(ids) or await session.scalar(known) != len(listeners):
+    if await session.scalar(known) != len(listeners) or (
+        # Where they were written they are no more: events are removed when they are done with.
+        len(found) < len(ids) and await _is_replica(session)
+    ):
         return "The events have not arrived"
-    if not listeners or not spans:
-        return None
-    # Of one transaction, which may have written in turns with others.
-    named = (
+    # What others have published meanwhile is not meant.
+    named = [
         sa.and_(
-            event.c.position.between(found[first].position, found[last].position),
-            event.c.tx == found[first].tx,
+            event.c.id.between(*span),
+            event.c.correlation_id == found[end].correlation_id,
+            event.c.causation_id.is_not_distinct_from(found[end].causation_id),
         )
-        for first, last in spans
-    )
+        for span in spans
+        for end in dict.fromkeys(span)
+        if end in found
+    ]
+    if not listeners or not named:
+        return None
     undone = _undone().where(subscription.c.id.in_(listeners), sa.or_(*named))
     late = None
     for row in await session.execute(undone):
@@ -102,6 +123,12 @@ async def _missing(
         if row.state is not None or row.backfilled_to is not None:
             late = f"{name} has not seen {row.name} {row.event}"
     return late
+
+
+async def _is_replica(session: UnitSession) -> bool:
+    if session.get_bind().dialect.name != "postgresql":
+        return False
+    return bool(await session.scalar(sa.select(sa.func.pg_is_in_recovery())))
 
 
 def _undone() -> sa.Select[Any]:
