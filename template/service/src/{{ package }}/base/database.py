@@ -1,6 +1,7 @@
 """What tables are made of: the base of all entities, and column types that lose nothing."""
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,7 +19,7 @@ from ..bus.recording import Recorder
 from ..bus.types import Exact, Utc
 from .errors import expect_version
 
-__all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "Utc", "UtcDatetime"]
+__all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "IsoDate", "Utc", "UtcDatetime"]
 
 # In a message: a number that a column of type BigInteger can hold.
 BigInt = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -40,6 +41,19 @@ def _in_utc(value: dt.datetime) -> dt.datetime:
 
 # In a message: a point in time, which is turned into UTC, as it is when it is read again.
 UtcDatetime = Annotated[AwareDatetime, BeforeValidator(_iso_8601), AfterValidator(_in_utc)]
+
+
+def _is_date(value: Any) -> Any:
+    """Refuse seconds since 1970 and times, which pydantic would take, as text too."""
+    if type(value) is dt.date or (isinstance(value, str) and _DATE.fullmatch(value)):
+        return value
+    raise ValueError("expected a date, such as 2030-01-02")
+
+
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+# In a message: a day of the calendar, as the API's document says that it is written.
+IsoDate = Annotated[dt.date, BeforeValidator(_is_date)]
 
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
