@@ -84,8 +84,10 @@ def test_json_has_all_places(money: Any, amount: object) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"amount": "9.555", "currency": "EUR"}, "9.555 is no amount of EUR, 9.56 would be"),
-        ({"amount": "1.5", "currency": "JPY"}, "1.5 is no amount of JPY"),
+        ({"amount": "9.555", "currency": "EUR"}, "9.555 is no amount of EUR, 9.55 would be"),
+        ({"amount": "1.5", "currency": "JPY"}, "1.5 is no amount of JPY, 1 would be"),
+        ({"amount": "99999999999999.99", "currency": "JPY"}, "99999999999999 would be"),
+        ({"amount": 99999999999999.99, "currency": "EUR"}, "send it as a text"),
         ({"amount": "1", "currency": "eur"}, "should match pattern"),
         ({"amount": "NaN", "currency": "EUR"}, "finite"),
         ({"amount": "123456789012345", "currency": "EUR"}, "more than 14 digits"),
@@ -144,6 +146,42 @@ def test_json_schema_of_digits_says_what_fits(shop: Shop, size: tuple[int, int])
     assert documented == [text for text in TEXTS if is_valid(number, text)]
 
 
+@quick
+@given(st.integers(0, 10**18 - 1), st.sampled_from([0, 2, 4, 16, 18]))
+def test_json_number_is_what_was_written_or_refused(shop: Shop, units: int, places: int) -> None:
+    digits = importlib.import_module("shop.base.database").Digits
+    number = TypeAdapter(Annotated[Decimal, digits(18, places)])
+    written = Decimal(units).scaleb(-places)
+    as_number, _ = number.json_schema()["anyOf"]
+    assert is_valid(number, float(written)) == (float(written) < as_number["exclusiveMaximum"])
+    if is_valid(number, float(written)):
+        assert number.validate_python(float(written)) == written
+    assert number.validate_python(str(written)) == written
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (9999999999999.99, None),
+        (-9999999999999.99, None),
+        (99999999999999, None),
+        (99999999999999.99, "send it as a text"),
+        (-99999999999999.99, "send it as a text"),
+        (1e17, "no more than 16 digits before the decimal point"),
+        (float("inf"), "finite"),
+        (float("nan"), "finite"),
+    ],
+)
+def test_json_number_says_what_is_wrong(shop: Shop, written: float, message: str | None) -> None:
+    digits = importlib.import_module("shop.base.database").Digits
+    number = TypeAdapter(Annotated[Decimal, digits(18, 2)])
+    if message is None:
+        assert number.validate_python(written) == Decimal(str(written))
+    else:
+        with pytest.raises(ValidationError, match=message):
+            number.validate_python(written)
+
+
 def is_valid(type_: TypeAdapter[Any], value: object) -> bool:
     try:
         type_.validate_python(value)
@@ -154,6 +192,6 @@ def is_valid(type_: TypeAdapter[Any], value: object) -> bool:
 
 def test_json_schema_of_money_says_what_fits(money: Any) -> None:
     as_number, as_text = TypeAdapter(money).json_schema()["properties"]["amount"]["anyOf"]
-    assert as_number["exclusiveMaximum"] == 10**14
+    assert as_number["exclusiveMaximum"] == 10**11
     assert re.search(as_text["pattern"], "99999999999999.99")
     assert not re.search(as_text["pattern"], "100000000000000")

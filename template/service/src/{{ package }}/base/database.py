@@ -93,6 +93,10 @@ class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):
         expect_version(self.version, version)
 
 
+# So many digits of what was written as a float are sure to be there still.
+_DIGITS_OF_FLOAT = 15
+
+
 @dataclass(frozen=True)
 class Digits(GroupedMetadata):
     """`Annotated[Decimal, Digits(12, 2)]` in a message refuses what `Exact(12, 2)` would.
@@ -107,11 +111,13 @@ class Digits(GroupedMetadata):
         yield Field(
             max_digits=self.precision, decimal_places=self.scale, json_schema_extra=self.document
         )
+        yield BeforeValidator(self.exact)
         yield AfterValidator(self._with_all_places)
 
     def document(self, schema: dict[str, Any]) -> None:
         """Put into the JSON schema of what is taken what pydantic leaves out: how much fits."""
         whole = self.precision - self.scale
+        most = 10 ** min(whole, _DIGITS_OF_FLOAT - self.scale)
         digits = rf"\d{{1,{whole}}}" if whole else "0"
         places = rf"\.\d{{1,{self.scale}}}" if self.scale else ""
         pattern = f"^-?{digits}{f'({places})?' if whole and places else places}$"
@@ -119,9 +125,18 @@ class Digits(GroupedMetadata):
             if one.get("type") == "string":
                 one["pattern"] = pattern
             elif one.get("type") == "number":
-                # Of powers of ten no digit is lost, as it would be of 9999999999999999.99.
-                one.setdefault("exclusiveMinimum", -(10**whole))
-                one.setdefault("exclusiveMaximum", 10**whole)
+                one.setdefault("exclusiveMinimum", -most)
+                one.setdefault("exclusiveMaximum", most)
+
+    def exact(self, value: Any) -> Any:
+        """Refuse numbers that would fit, but may have lost digits when they became floats."""
+        sure, whole = _DIGITS_OF_FLOAT - self.scale, self.precision - self.scale
+        if isinstance(value, float) and 10**sure <= abs(value) < 10**whole:
+            raise ValueError(
+                "a number with so many digits may have lost some on its way:"
+                ' send it as a text, such as "9.50"'
+            )
+        return value
 
     def _with_all_places(self, value: Decimal) -> Decimal:
         return value.quantize(Decimal(1).scaleb(-self.scale)) + 0  # Without the sign of -0.

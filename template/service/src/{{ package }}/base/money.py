@@ -1,10 +1,10 @@
 """Money as a value: an amount and its currency, compared, added and stored together."""
 
 import functools
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from sqlalchemy import String
 from sqlalchemy.orm import MappedColumn, mapped_column
@@ -26,6 +26,9 @@ _PLACES = {
 }
 
 
+_DIGITS = Digits(18, 4)
+
+
 @functools.total_ordering
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Money:
@@ -37,14 +40,15 @@ class Money:
             max_digits=18,
             decimal_places=4,
             examples=["9.50"],
-            json_schema_extra=Digits(18, 4).document,
+            json_schema_extra=_DIGITS.document,
         ),
+        BeforeValidator(_DIGITS.exact),
     ]
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["EUR"])]
 
     def __post_init__(self) -> None:
         """Raises ValueError for more places than the currency has."""
-        exact = self.amount.quantize(_unit(self.currency))
+        exact = self.amount.quantize(_unit(self.currency), ROUND_DOWN)
         if exact != self.amount:
             raise ValueError(f"{self.amount} is no amount of {self.currency}, {exact} would be")
         # All of its places, however it was written: 9.5 is stored and answered as 9.50, -0 as 0.00.
