@@ -18,6 +18,7 @@ from .bus.engines import UNREACHABLE, Database
 from .bus.operating.standing import Standing
 from .bus.runtime import Runtime, build
 from .bus.services import settings_classes
+from .bus.version import service_version
 from .settings import TITLE, Settings
 
 PACKAGE = __name__.rpartition(".")[0]
@@ -125,7 +126,10 @@ def create_app(
             yield
 
     app = FastAPI(
-        title=TITLE, lifespan=lifespan, dependencies=[Depends(openapi.json_as_documented)]
+        title=TITLE,
+        version=service_version() or "unknown",
+        lifespan=lifespan,
+        dependencies=[Depends(openapi.json_as_documented)],
     )
     app.state.runtime = runtime
     problems.install(app)

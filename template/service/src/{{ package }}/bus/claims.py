@@ -4,7 +4,6 @@ import datetime as dt
 import os
 import socket
 from collections.abc import Collection, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from .engines import Database
 from .errors import BusError
 from .lanes import promote_next
 from .policy import Failure
+from .version import service_version
 
 Delivery = sa.Row[Any]
 """A delivery with what its listener needs to know of the event."""
@@ -241,7 +241,7 @@ class Claims:
                         id=self.worker_id,
                         host=socket.gethostname()[:200],
                         pid=os.getpid(),
-                        version=_version(),
+                        version=service_version(),
                         slices=sorted({one.partition(".")[0] for one in listeners}),
                         listeners=list(listeners),
                         started_at=now,
@@ -520,11 +520,3 @@ _LEASE = _lease(tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)))
 def _no_later_pause(until: dt.datetime) -> sa.ColumnElement[bool]:
     row = tables.subscription
     return sa.or_(row.c.paused_until.is_(None), row.c.paused_until <= until)
-
-
-def _version() -> str:
-    """The version of the service that is installed; '' if it runs from a bare folder."""
-    try:
-        return version(__package__.partition(".")[0].replace("_", "-"))
-    except PackageNotFoundError:
-        return ""
