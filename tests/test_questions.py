@@ -480,6 +480,8 @@ class TestCommandLine:
         ("further", "told"),
         [
             ("invoices.InvoiceCreated:bill", "3. give InvoiceCreated the field order_id"),
+            ("invoices.InvoiceCreated:bill", "\n  create_invoice in invoices/handlers.py\n"),
+            ("invoices.InvoicePaid:bill", "3. give InvoicePaid the field order_id"),
             ("invoices.OrderBilled:bill", "3. uv run shop db upgrade"),
         ],
     )

@@ -200,6 +200,17 @@ def test_process_that_does_not_listen_needs_no_ids_of_others() -> None:
     assert not macros("macros").bringing_process_id([], "checkout")
 
 
+def test_closing_message_of_a_process_names_what_publishes_its_events(shop: Path) -> None:
+    events = "orders.OrderCreated:start payments.PaymentCreated:pay payments.PaymentRefunded:refund"
+    told = macros("macros").with_process_id(
+        json.loads(macros("grammar").parse_listens(events)), "checkout"
+    )
+    places = re.findall(r"^  (\w+) in (\S+)$", told, re.MULTILINE)
+    assert len(places) == 2
+    for name, file in places:
+        assert f"async def {name}(" in (shop / "src/shop/slices" / file).read_text()
+
+
 def test_names_in_tests_have_no_article(shop: Path) -> None:
     for module in (shop / "src/shop/slices").rglob("test_*.py"):
         assert not re.findall(r"def an?_\w+", module.read_text()), module
@@ -212,6 +223,7 @@ def test_names_in_tests_have_no_article(shop: Path) -> None:
         ("a_float", "NaN"),
         ("a_decim", "12345678901.00"),
         ("a_decim", "1.005"),
+        ("a_date", "86400"),
         ("a_datet", "2030-01-02T12:30:00"),
         ("a_datet", "0001-01-01T00:00:00+23:59"),
         ("a_str", "NUL \0"),
