@@ -1,9 +1,11 @@
 """One transaction, from the first message in to the commit."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import InterfaceError, InvalidRequestError
 
 from .conftest import Service, Shop, Start, notes, until
 
@@ -610,6 +612,57 @@ async def test_refused_gather_leaves_nothing_running_on_the_session(
     with pytest.raises(shop.bus.BusError, match="Two tasks use one unit of work at once"):
         await service.send(shop.messages().Run())
     await until(lambda: bool(shop.seen))
+    await usable(service)
+
+
+@pytest.mark.parametrize("ahead", ["", "await session.flush()"], ids=["first", "later"])
+@pytest.mark.parametrize("reads", [2, 3])
+async def test_gather_of_statements_leaves_all_or_nothing(
+    shop: Shop, start: Start, url: str, ahead: str, reads: int
+) -> None:
+    notes(
+        shop,
+        f"""
+        @handle
+        async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+            session.add(Note(text=str(uuid4())))
+            bus.publish(NoteWritten(text="a"))
+            {ahead or "pass"}
+            await asyncio.gather(*(session.scalar(select(Note.id)) for _ in range({reads})))
+        """,
+    )
+    service = await start(url)
+    sent = 0
+    for _ in range(12):
+        # SQLAlchemy or the driver refuses it, where they see it.
+        with suppress(InvalidRequestError, InterfaceError):
+            await service.send(shop.messages().Run())
+            sent += 1
+        await until(lambda: not service.in_use())
+    assert len(await service.texts()) == len(await service.events()) == sent
+    await usable(service)
+
+
+async def test_statement_that_goes_on_beside_an_error_does_not_hide_it(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        async def refuse() -> None:
+            await asyncio.sleep(0)
+            raise LookupError("no")
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            await session.execute(text("SELECT 1"))
+            numbers = "SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000"
+            slow = f"WITH RECURSIVE n(i) AS ({numbers}) SELECT max(i) FROM n"
+            await asyncio.gather(refuse(), session.execute(text(slow)))
+        """,
+    )
+    service = await start(url)
+    with pytest.raises(LookupError):
+        await service.send(shop.messages().Run())
     await usable(service)
 
 

@@ -1,5 +1,6 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
+import asyncio
 from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import event
@@ -25,12 +26,17 @@ class Turn(Protocol):
 
 
 class _TurnTakingSession(RecordingSession):
-    """Waits for its turn, if it has to, before its first statement."""
+    """Waits for its turn, if it has to, before its first statement; notes who has used it."""
 
     turn: Turn | None = None
     has_turn = False
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.used_by = set[asyncio.Task[Any] | None]()
+
     def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        self.used_by.add(asyncio.current_task())
         if self.turn is not None and not self.has_turn:
             await_only(self.turn.acquire())
             self.has_turn = True
@@ -102,6 +108,11 @@ class UnitSession(AsyncSession):
         """The connection of the unit, for statements that go around the ORM."""
         found = await super().connection(*arguments, **options)
         return UnitConnection(found.engine, found.sync_connection)
+
+    @property
+    def used_by(self) -> set[asyncio.Task[Any] | None]:
+        """The tasks that have made it do something."""
+        return self.sync_session.used_by
 
     async def start_over(self) -> None:
         """Roll back, and begin anew with the next statement; for queries that wait."""

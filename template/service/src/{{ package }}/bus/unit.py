@@ -186,7 +186,7 @@ class UnitOfWork:
             self.is_open = False
             _current.reset(token)
             if self._session is not None or self._inside:
-                await self._end({*self._inside} - {asyncio.current_task()})
+                await self._end()
 
     async def join(self, call: Route, message: object, depth: int) -> Any:
         """Run a nested command. If it fails, nothing of this unit may be committed."""
@@ -367,9 +367,11 @@ class UnitOfWork:
                 " publish it in the handler of a command."
             )
 
-    async def _end(self, others: set[asyncio.Task[Any] | None]) -> None:
-        """Give everything back. others are tasks that send on this unit still: a refused gather."""
-        tasks = [task for task in others if task is not None]
+    async def _end(self) -> None:
+        """Give everything back, when no other task uses it any more: a gather may have failed."""
+        users = {*self._inside, *(self._session.used_by if self._session is not None else ())}
+        users.discard(asyncio.current_task())
+        tasks = [one for one in users if one is not None and not one.done()]
         for task in tasks:
             task.cancel()
         if tasks:
