@@ -15,6 +15,7 @@ from .injection import Plan, Source, bind, getters_of, passing, scoped
 from .marks import Listens, Proceed
 from .messages import Event, Query
 from .services import Services
+from .threads import refuse_awaitable
 from .unit import Resources, run_unit
 from .wiring import Wired, Wiring, result_type
 from .work import Listener
@@ -182,7 +183,8 @@ def _guarded(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Rout
     decide = passing(guard.plan.function, getters_of(guard.plan, constants))
 
     def after(message: Any, bus: Bus) -> Any:
-        decide(message, bus)
+        if (result := decide(message, bus)) is not None:
+            refuse_awaitable(guard.plan.function, result)
         return call(message, bus)
 
     return after
