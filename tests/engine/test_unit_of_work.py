@@ -714,7 +714,9 @@ async def test_bus_and_session_are_over_with_the_handler(
         "async with session: pass",
         "async with session.begin(): pass",
         "await session.run_sync(lambda session: session.commit())",
+        "await session.run_sync(lambda session: session.rollback())",
         "await session.get_transaction().commit()",
+        "await session.get_transaction().rollback()",
         "await (await session.connection()).commit()",
         "await (await session.connection()).rollback()",
         "await (await session.connection()).close()",
@@ -739,6 +741,43 @@ async def test_handler_that_ends_the_transaction_is_refused(
         await service.send(shop.messages().Run())
     assert await service.texts() == []
     await usable(service)
+
+
+GUARDED = """
+from contextlib import suppress
+@guard
+async def soften(command: Run, bus: Bus, proceed: Proceed) -> None:
+    with suppress(LookupError):
+        {proceed}
+@handle
+async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+    session.add(Note(text="a"))
+    bus.publish(NoteWritten(text="a"))
+    await session.flush()
+    raise LookupError
+"""
+
+
+async def test_guard_that_goes_on_after_an_error_commits_nothing(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, GUARDED.format(proceed="await proceed()"))
+    service = await start(url)
+    with pytest.raises(shop.bus.UnitDoomedError, match="what a guard proceeded to, failed"):
+        await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    assert await service.events() == []
+
+
+async def test_guard_may_go_on_after_an_error_in_a_savepoint(
+    shop: Shop, start: Start, url: str
+) -> None:
+    proceed = "async with bus.savepoint(): await proceed()"
+    notes(shop, GUARDED.format(proceed=proceed))
+    service = await start(url)
+    await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    assert await service.events() == []
 
 
 async def test_publishing_outside_of_a_unit_is_refused(shop: Shop, start: Start, url: str) -> None:

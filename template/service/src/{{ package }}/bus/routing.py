@@ -194,13 +194,20 @@ def _around(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Route
     function, getters = guard.plan.function, getters_of(guard.plan, constants)
 
     if getters == [Proceed]:
-        return lambda message, bus: function(message, partial(call, message, bus))
+        return lambda message, bus: function(message, _proceed(call, message, bus))
 
     def around(message: Any, bus: Bus) -> Any:
-        proceed = partial(call, message, bus)
+        proceed = _proceed(call, message, bus)
         return function(message, *[proceed if get is Proceed else get(bus) for get in getters])
 
     return around
+
+
+def _proceed(call: Route, message: Any, bus: Bus) -> Callable[[], Any]:
+    """What goes on behind a guard, which may catch what it raises, and answer in its place."""
+    if bus._unit is None or isinstance(message, Query):
+        return partial(call, message, bus)
+    return partial(bus._unit.whole, call, message, bus)
 
 
 def _listener(wired: Wired, call: Route) -> Route:

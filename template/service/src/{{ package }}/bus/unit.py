@@ -192,12 +192,17 @@ class UnitOfWork:
         """Run a nested command. If it fails, nothing of this unit may be committed."""
         self._enter(depth)
         try:
-            return await call(message, self._bus())
+            return await self.whole(call, message, self._bus())
+        finally:
+            self._inside.pop()
+
+    async def whole(self, call: Route, message: object, bus: Bus) -> Any:
+        """Run what may leave a half behind: if it fails, nothing of this unit may be committed."""
+        try:
+            return await call(message, bus)
         except BaseException as error:
             self._doomed_by = error
             raise
-        finally:
-            self._inside.pop()
 
     async def join_query(self, call: Route, query: object, depth: int) -> Any:
         """Run a nested query: it sees what this unit has written, and cannot write."""
@@ -270,10 +275,13 @@ class UnitOfWork:
             )
 
     def _check_doomed(self) -> None:
+        if self._session is not None:
+            self._session.refuse_half()
         if self._doomed_by is not None:
             raise UnitDoomedError(
-                f"Nothing was committed: a nested send failed ({self._doomed_by!r}) and its caller"
-                " went on. Let the error through, or send inside `async with bus.savepoint():`."
+                f"Nothing was committed: a nested send, or what a guard proceeded to, failed"
+                f" ({self._doomed_by!r}) and its caller went on. Let the error through, or do it"
+                " inside `async with bus.savepoint():`."
             ) from self._doomed_by
 
     async def _commit(self) -> None:
