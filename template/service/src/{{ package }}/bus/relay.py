@@ -241,7 +241,7 @@ class Relay:
 
     async def _move_due(self) -> bool:
         """Put scheduled events that are due into the log."""
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             moved = await self._resources.outbox.move_due(connection)
         if moved:
             self._due_known = False
