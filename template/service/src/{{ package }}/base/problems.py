@@ -1,8 +1,7 @@
 """Every error leaves as a problem document (RFC 9457): one shape, and nothing internal in it."""
 
 import json
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.client import METHOD_NOT_ALLOWED, responses
 from typing import Any
 
@@ -12,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -80,6 +80,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StaleDataError, _stale)
     app.add_exception_handler(IntegrityError, _integrity)
     app.add_exception_handler(DBAPIError, _refused_by_database)
+    app.add_exception_handler(PoolTimeoutError, _busy)
 
 
 def unexpected(request: Request) -> JSONResponse:
@@ -145,12 +146,16 @@ async def _refused_by_command(request: Request, error: Exception) -> JSONRespons
     Anything else that is not valid is a bug; RequestBus sees to what is made in handlers.
     """
     assert isinstance(error, ValidationError)
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    # The frame is pydantic's, of Command(...) or Command.model_validate(...).
-    made = frame.f_locals.get("cls", type(frame.f_locals.get("self")))
-    if not issubclass(made, Command):
+    if error.title not in _titles(Command):
         raise error
     return _invalid_fields(request, error.errors())
+
+
+def _titles(cls: type[BaseModel]) -> Iterator[str]:
+    """What pydantic calls the class, and all that are made of it, in its errors."""
+    yield cls.model_config.get("title") or cls.__name__
+    for made in cls.__subclasses__():
+        yield from _titles(made)
 
 
 def _invalid_fields(request: Request, found: Iterable[Any]) -> JSONResponse:
@@ -227,3 +232,9 @@ async def _refused_by_database(request: Request, error: Exception) -> JSONRespon
     log.warning("data error", exc_info=error)
     detail = "A value cannot be stored, such as a text with a NUL character."
     return _problem(request, Invalid.status, Invalid.title, detail)
+
+
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    log.error("no connection to the database was free", error=str(error))
+    detail = "The database is busy: try again later."
+    return _problem(request, Unavailable.status, Unavailable.title, detail)
