@@ -89,9 +89,9 @@ async def _missing(
     """What a read has to wait for; None if nothing."""
     event, subscription = tables.event, tables.subscription
     ids = {one for span in spans for one in span}
-    source = (event.c.correlation_id, event.c.causation_id)
-    ends = sa.select(event.c.id, *source).where(event.c.id.in_(ids))
-    found = {row.id: row for row in await session.execute(ends)}
+    ends = sa.select(event.c.id, event.c.correlation_id, event.c.causation_id)
+    rows = await session.execute(ends.where(event.c.id.in_(ids)))
+    found = {id_: (correlation_id, causation_id) for id_, correlation_id, causation_id in rows}
     known = sa.select(sa.func.count()).where(subscription.c.id.in_(listeners))
     if await session.scalar(known) != len(listeners) or (
         # Where they were written they are no more: events are removed when they are done with.
@@ -102,12 +102,11 @@ async def _missing(
     named = [
         sa.and_(
             event.c.id.between(*span),
-            event.c.correlation_id == found[end].correlation_id,
-            event.c.causation_id.is_not_distinct_from(found[end].causation_id),
+            event.c.correlation_id == correlation_id,
+            event.c.causation_id.is_not_distinct_from(causation_id),
         )
         for span in spans
-        for end in dict.fromkeys(span)
-        if end in found
+        for correlation_id, causation_id in {found[end] for end in span if end in found}
     ]
     if not listeners or not named:
         return None
