@@ -1,5 +1,6 @@
 """Corrections made by hand: for one listener, an event that stands in the place of another."""
 
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class Corrections:
         self._given = dict[int, int]()
         self._read_to = 0
 
-    async def read(self, connection: AsyncConnection, upto: int) -> Collection[int]:
+    async def read(self, connection: AsyncConnection, upto: int = sys.maxsize) -> Collection[int]:
         """Look at what was stored since the last time; the places that have a new correction."""
         found = await connection.execute(_corrections(self._events, self._read_to, upto))
         places = set[int]()
