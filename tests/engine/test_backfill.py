@@ -88,7 +88,7 @@ async def test_correction_while_it_is_filled_comes_once(
 ) -> None:
     monkeypatch.setattr(shop.module("bus.backfill"), "_CHUNK", 1)
     notes(shop)
-    await write(await start(url), *"bad a b".split())
+    await write(await start(url), "bad", "a", "b")
     shop.forget()
     notes(shop, listeners=FAILS)
     service = await start(url)
