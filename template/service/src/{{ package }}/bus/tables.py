@@ -121,7 +121,8 @@ def current_transaction() -> sa.ColumnElement[int]:
 
 def corrected_for() -> sa.ColumnElement[int]:
     """The only subscription that an event is for: it was corrected by hand. NULL for others."""
-    return event.c.headers["edited_for"].as_integer()
+    found: sa.ColumnElement[int] = event.c.headers["edited_for"].as_integer()
+    return found
 
 
 def is_live(of: sa.FromClause = subscription) -> sa.ColumnElement[bool]:
