@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from .conftest import Service, Shop, Start, notes
+from .conftest import Service, Shop, Start, notes, until
 
 pytestmark = pytest.mark.anyio
 
@@ -242,6 +242,50 @@ async def test_plain_handler_runs_in_a_thread(shop: Shop) -> None:
     assert await service.send(shop.messages("payments").Find()) == "found"
     with pytest.raises(LookupError):
         await service.send(shop.messages("payments").Refund())
+
+
+async def test_plain_functions_that_hang_keep_nobody_waiting(shop: Shop) -> None:
+    handlers = """
+    free = threading.Event()
+    @handle
+    def pay(command: Pay) -> str:
+        seen.append(threading.current_thread().daemon)
+        free.wait()
+        return "paid"
+    @handle
+    async def refund(command: Refund) -> str: return "refunded"
+    @handle
+    def find(query: Find) -> str: return "found"
+    """
+    service = await payments(shop, handlers)
+    messages = shop.messages("payments")
+    hanging = [asyncio.create_task(service.send(messages.Pay())) for _ in range(50)]
+    await until(lambda: len(shop.seen) == 50)
+    hanging.pop().cancel()
+    assert await asyncio.wait_for(service.send(messages.Find()), 5) == "found"
+    assert all(shop.seen)  # They do not keep the process alive either.
+    shop.module("slices.payments.handlers").free.set()
+    assert await asyncio.gather(*hanging) == ["paid"] * len(hanging)
+
+
+async def test_plain_function_that_returns_what_is_to_be_awaited_has_failed(shop: Shop) -> None:
+    handlers = """
+    async def later() -> str: return "paid"
+    @handle
+    def pay(command: Pay) -> str: return later()
+    @handle
+    async def refund(command: Refund) -> str: return "refunded"
+    @handle
+    async def find(query: Find) -> str: return "found"
+    @guard
+    def check(command: Refund) -> None: return later()
+    """
+    service = await payments(shop, handlers)
+    messages = shop.messages("payments")
+    with pytest.raises(shop.bus.BusError, match="pay is a plain function and returned"):
+        await service.send(messages.Pay())
+    with pytest.raises(shop.bus.BusError, match="check is a plain function and returned"):
+        await service.send(messages.Refund())
 
 
 # Context

@@ -1,5 +1,6 @@
 """What the driver of SQLite is asked, and that every row of the answer comes."""
 
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ async def test_changes_tell_their_number_and_what_they_return(connection: AsyncC
 async def test_refused_statement_leaves_the_connection_usable(connection: AsyncConnection) -> None:
     with pytest.raises(sa.exc.IntegrityError):
         await connection.execute(sa.text("INSERT INTO numbers VALUES (7) RETURNING number"))
+    assert (await connection.execute(sa.text("SELECT count(*) FROM numbers"))).scalar() == MANY
+
+
+async def test_statement_behind_the_transaction_is_refused(connection: AsyncConnection) -> None:
+    raw: Any = await connection.get_raw_connection()
+    await connection.commit()
+    cursor = await connection.run_sync(lambda _: raw.dbapi_connection.cursor())
+    with pytest.raises(sqlite3.ProgrammingError, match="transaction of this statement is over"):
+        await connection.run_sync(lambda _: cursor.execute("DELETE FROM numbers"))
     assert (await connection.execute(sa.text("SELECT count(*) FROM numbers"))).scalar() == MANY
 
 

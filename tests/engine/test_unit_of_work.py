@@ -1,9 +1,11 @@
 """One transaction, from the first message in to the commit."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import InterfaceError, InvalidRequestError
 
 from .conftest import Service, Shop, Start, notes, until
 
@@ -613,6 +615,57 @@ async def test_refused_gather_leaves_nothing_running_on_the_session(
     await usable(service)
 
 
+@pytest.mark.parametrize("ahead", ["", "await session.flush()"], ids=["first", "later"])
+@pytest.mark.parametrize("reads", [2, 3])
+async def test_gather_of_statements_leaves_all_or_nothing(
+    shop: Shop, start: Start, url: str, ahead: str, reads: int
+) -> None:
+    notes(
+        shop,
+        f"""
+        @handle
+        async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+            session.add(Note(text=str(uuid4())))
+            bus.publish(NoteWritten(text="a"))
+            {ahead or "pass"}
+            await asyncio.gather(*(session.scalar(select(Note.id)) for _ in range({reads})))
+        """,
+    )
+    service = await start(url)
+    sent = 0
+    for _ in range(12):
+        # SQLAlchemy or the driver refuses it, where they see it.
+        with suppress(InvalidRequestError, InterfaceError):
+            await service.send(shop.messages().Run())
+            sent += 1
+        await until(lambda: not service.in_use())
+    assert len(await service.texts()) == len(await service.events()) == sent
+    await usable(service)
+
+
+async def test_statement_that_goes_on_beside_an_error_does_not_hide_it(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        async def refuse() -> None:
+            await asyncio.sleep(0)
+            raise LookupError("no")
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            await session.execute(text("SELECT 1"))
+            numbers = "SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000"
+            slow = f"WITH RECURSIVE n(i) AS ({numbers}) SELECT max(i) FROM n"
+            await asyncio.gather(refuse(), session.execute(text(slow)))
+        """,
+    )
+    service = await start(url)
+    with pytest.raises(LookupError):
+        await service.send(shop.messages().Run())
+    await usable(service)
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -661,7 +714,9 @@ async def test_bus_and_session_are_over_with_the_handler(
         "async with session: pass",
         "async with session.begin(): pass",
         "await session.run_sync(lambda session: session.commit())",
+        "await session.run_sync(lambda session: session.rollback())",
         "await session.get_transaction().commit()",
+        "await session.get_transaction().rollback()",
         "await (await session.connection()).commit()",
         "await (await session.connection()).rollback()",
         "await (await session.connection()).close()",
@@ -686,6 +741,43 @@ async def test_handler_that_ends_the_transaction_is_refused(
         await service.send(shop.messages().Run())
     assert await service.texts() == []
     await usable(service)
+
+
+GUARDED = """
+from contextlib import suppress
+@guard
+async def soften(command: Run, bus: Bus, proceed: Proceed) -> None:
+    with suppress(LookupError):
+        {proceed}
+@handle
+async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+    session.add(Note(text="a"))
+    bus.publish(NoteWritten(text="a"))
+    await session.flush()
+    raise LookupError
+"""
+
+
+async def test_guard_that_goes_on_after_an_error_commits_nothing(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, GUARDED.format(proceed="await proceed()"))
+    service = await start(url)
+    with pytest.raises(shop.bus.UnitDoomedError, match="what a guard proceeded to, failed"):
+        await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    assert await service.events() == []
+
+
+async def test_guard_may_go_on_after_an_error_in_a_savepoint(
+    shop: Shop, start: Start, url: str
+) -> None:
+    proceed = "async with bus.savepoint(): await proceed()"
+    notes(shop, GUARDED.format(proceed=proceed))
+    service = await start(url)
+    await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    assert await service.events() == []
 
 
 async def test_publishing_outside_of_a_unit_is_refused(shop: Shop, start: Start, url: str) -> None:

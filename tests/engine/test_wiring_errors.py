@@ -177,6 +177,31 @@ def test_plain_function_that_asks_for_what_a_thread_cannot_use(shop: Shop, param
     assert "make it `async def`" in error
 
 
+@pytest.mark.parametrize("start", ["async def", "def"])
+def test_function_that_yields(shop: Shop, start: str) -> None:
+    handlers = f"@handle\n{start} pay(command: Pay) -> Any:\n    yield"
+    shop.slice("payments", messages=PAY, handlers=handlers)
+    error = shop.refusal()
+    assert error.startswith(shop.at("payments/handlers.py", "@handle"))
+    assert "it has a `yield`" in error
+
+
+def test_decorator_that_awaits_nothing(shop: Shop) -> None:
+    handlers = """
+        import functools
+        def timed(function):
+            @functools.wraps(function)
+            def call(*arguments, **named):
+                return function(*arguments, **named)
+            return call
+        @handle
+        @timed
+        async def pay(command: Pay) -> None: ...
+    """
+    shop.slice("payments", messages=PAY, handlers=handlers)
+    assert "let the decorator's inner function be `async def`, too" in shop.refusal()
+
+
 def test_handler_of_another_slices_command(shop: Shop) -> None:
     shop.slice("payments", messages=PAY, handlers=PAID)
     handlers = """

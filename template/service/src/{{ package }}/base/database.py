@@ -14,8 +14,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_co
 from uuid_utils.compat import uuid7
 
 from ..bus.clock import utc_now
+from ..bus.exact import Exact
 from ..bus.recording import Recorder
-from ..bus.types import Exact, Utc
+from ..bus.types import Utc
 from .errors import expect_version
 
 __all__ = ["Base", "BigInt", "Digits", "Entity", "Exact", "Utc", "UtcDatetime"]

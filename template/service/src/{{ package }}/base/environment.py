@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from ..bus import tables
 from ..bus.engines import UNREACHABLE, Database
-from ..bus.types import Exact
+from ..bus.exact import Exact
 from .branches import Branches, birth_name
 from .database import Base
 from .rescaling import rescale

@@ -13,7 +13,7 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations.ops import AlterColumnOp, MigrateOperation, MigrationScript, ModifyTableOps
 from alembic.util import CommandError
 
-from ..bus.types import Exact
+from ..bus.exact import Exact
 
 
 class Rescale(MigrateOperation):

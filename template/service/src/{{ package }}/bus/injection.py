@@ -1,11 +1,11 @@
 """What a function asks for, and how it is called with it: worked out once, not per message."""
 
-import asyncio
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -18,6 +18,7 @@ from .errors import WiringError
 from .marks import Proceed
 from .messages import Command
 from .services import Services
+from .threads import in_thread, refuse_awaitable
 
 
 class Source(Enum):
@@ -77,6 +78,8 @@ def plan(function: FunctionType, services: Services) -> Plan:
 
     Raises WiringError if a parameter's type is missing, cannot be resolved, or nobody provides it.
     """
+    if problem := _never_runs(function):
+        raise _error(function, problem)
     hints = _hints(function)
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].name not in hints:
@@ -140,6 +143,19 @@ def passing(function: Any, getters: list[Any]) -> Callable[[Any, Bus], Any]:
 def getters_of(plan: Plan, constants: Mapping[Any, object]) -> list[Any]:
     """A function `get(bus)` for each parameter behind the message; Proceed stands for itself."""
     return [_getter(wanted, source, constants) for wanted, source in plan.parameters]
+
+
+def _never_runs(function: FunctionType) -> str | None:
+    """Why nothing would happen if it is called and what it returns is awaited, if it is async."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "it has a `yield`, so that a call would not run it: return instead"
+    inside = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(inside) and not inspect.iscoroutinefunction(function):
+        return (
+            "a decorator made a plain function of an `async def`, and nothing would await it: let"
+            " the decorator's inner function be `async def`, too"
+        )
+    return None
 
 
 def _hints(function: FunctionType) -> dict[str, Any]:
@@ -209,14 +225,11 @@ def _in_thread(plan: Plan) -> Any:
     if isinstance(plan.returns, type) and issubclass(plan.returns, Command):
         # It only decides which command is next: a thread would cost more than the call.
         async def decide(*arguments: Any) -> Any:
-            return function(*arguments)
+            return refuse_awaitable(function, function(*arguments))
 
         return decide
 
-    async def call(*arguments: Any) -> Any:
-        return await asyncio.to_thread(function, *arguments)
-
-    return call
+    return partial(in_thread, function)
 
 
 def _named(annotation: Any) -> str:

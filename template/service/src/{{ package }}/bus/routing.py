@@ -15,6 +15,7 @@ from .injection import Plan, Source, bind, getters_of, passing, scoped
 from .marks import Listens, Proceed
 from .messages import Event, Query
 from .services import Services
+from .threads import refuse_awaitable
 from .unit import Resources, run_unit
 from .wiring import Wired, Wiring, result_type
 from .work import Listener
@@ -182,7 +183,8 @@ def _guarded(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Rout
     decide = passing(guard.plan.function, getters_of(guard.plan, constants))
 
     def after(message: Any, bus: Bus) -> Any:
-        decide(message, bus)
+        if (result := decide(message, bus)) is not None:
+            refuse_awaitable(guard.plan.function, result)
         return call(message, bus)
 
     return after
@@ -192,13 +194,20 @@ def _around(call: Route, guard: Wired, constants: Mapping[Any, object]) -> Route
     function, getters = guard.plan.function, getters_of(guard.plan, constants)
 
     if getters == [Proceed]:
-        return lambda message, bus: function(message, partial(call, message, bus))
+        return lambda message, bus: function(message, _proceed(call, message, bus))
 
     def around(message: Any, bus: Bus) -> Any:
-        proceed = partial(call, message, bus)
+        proceed = _proceed(call, message, bus)
         return function(message, *[proceed if get is Proceed else get(bus) for get in getters])
 
     return around
+
+
+def _proceed(call: Route, message: Any, bus: Bus) -> Callable[[], Any]:
+    """What goes on behind a guard, which may catch what it raises, and answer in its place."""
+    if bus._unit is None or isinstance(message, Query):
+        return partial(call, message, bus)
+    return partial(bus._unit.whole, call, message, bus)
 
 
 def _listener(wired: Wired, call: Route) -> Route:

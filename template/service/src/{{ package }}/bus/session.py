@@ -1,17 +1,19 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
+import asyncio
 from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from .errors import BusError
 from .recording import EventLog, RecordingSession, use_log
 
 _ENDS = "bus_unit_ends"
+_CUT_OFF = "bus_unit_cut_off"
 
 
 class Turn(Protocol):
@@ -25,12 +27,17 @@ class Turn(Protocol):
 
 
 class _TurnTakingSession(RecordingSession):
-    """Waits for its turn, if it has to, before its first statement."""
+    """Waits for its turn, if it has to, before its first statement; notes who has used it."""
 
     turn: Turn | None = None
     has_turn = False
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.used_by = set[asyncio.Task[Any] | None]()
+
     def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        self.used_by.add(asyncio.current_task())
         if self.turn is not None and not self.has_turn:
             await_only(self.turn.acquire())
             self.has_turn = True
@@ -103,9 +110,20 @@ class UnitSession(AsyncSession):
         found = await super().connection(*arguments, **options)
         return UnitConnection(found.engine, found.sync_connection)
 
+    @property
+    def used_by(self) -> set[asyncio.Task[Any] | None]:
+        """The tasks that have made it do something."""
+        return self.sync_session.used_by
+
+    def refuse_half(self) -> None:
+        """Raises BusError if the handler rolled back what it had done before."""
+        if _CUT_OFF in self.sync_session.info:
+            raise _refusal("rollback")
+
     async def start_over(self) -> None:
         """Roll back, and begin anew with the next statement; for queries that wait."""
         await super().rollback()
+        self.sync_session.info.pop(_CUT_OFF, None)
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""
@@ -123,6 +141,12 @@ def _before_commit(session: Session) -> None:
         raise _refusal("commit")
 
 
+def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
+    # As in `session.run_sync(lambda session: session.rollback())`: known when it is too late.
+    if transaction.parent is None and _ENDS not in session.info:
+        session.info[_CUT_OFF] = True
+
+
 def _refusal(what: str) -> BusError:
     return BusError(
         f"session.{what}() in a handler: the unit of work commits when the handler returns, and"
@@ -131,3 +155,4 @@ def _refusal(what: str) -> BusError:
 
 
 event.listen(RecordingSession, "before_commit", _before_commit)
+event.listen(RecordingSession, "after_soft_rollback", _after_rollback)

@@ -67,6 +67,10 @@ class _Cursor(aiosqlite.Cursor):
 def _first_rows(
     connection: sqlite3.Connection, method: Callable[..., sqlite3.Cursor], sql: str, given: Any
 ) -> tuple[sqlite3.Cursor, list[Any], bool]:
+    # Outside of a transaction it would commit by itself: whatever still runs when its unit of work
+    # is rolled back.
+    if not connection.in_transaction and not sql.startswith("PRAGMA"):
+        raise sqlite3.ProgrammingError("The transaction of this statement is over.")
     cursor = method(connection, sql, given)
     rows = cursor.fetchmany(_FIRST_ROWS) if cursor.description else []
     has_more = len(rows) == _FIRST_ROWS

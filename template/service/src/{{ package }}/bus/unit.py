@@ -186,18 +186,23 @@ class UnitOfWork:
             self.is_open = False
             _current.reset(token)
             if self._session is not None or self._inside:
-                await self._end({*self._inside} - {asyncio.current_task()})
+                await self._end()
 
     async def join(self, call: Route, message: object, depth: int) -> Any:
         """Run a nested command. If it fails, nothing of this unit may be committed."""
         self._enter(depth)
         try:
-            return await call(message, self._bus())
+            return await self.whole(call, message, self._bus())
+        finally:
+            self._inside.pop()
+
+    async def whole(self, call: Route, message: object, bus: Bus) -> Any:
+        """Run what may leave a half behind: if it fails, nothing of this unit may be committed."""
+        try:
+            return await call(message, bus)
         except BaseException as error:
             self._doomed_by = error
             raise
-        finally:
-            self._inside.pop()
 
     async def join_query(self, call: Route, query: object, depth: int) -> Any:
         """Run a nested query: it sees what this unit has written, and cannot write."""
@@ -270,10 +275,13 @@ class UnitOfWork:
             )
 
     def _check_doomed(self) -> None:
+        if self._session is not None:
+            self._session.refuse_half()
         if self._doomed_by is not None:
             raise UnitDoomedError(
-                f"Nothing was committed: a nested send failed ({self._doomed_by!r}) and its caller"
-                " went on. Let the error through, or send inside `async with bus.savepoint():`."
+                f"Nothing was committed: a nested send, or what a guard proceeded to, failed"
+                f" ({self._doomed_by!r}) and its caller went on. Let the error through, or do it"
+                " inside `async with bus.savepoint():`."
             ) from self._doomed_by
 
     async def _commit(self) -> None:
@@ -367,9 +375,11 @@ class UnitOfWork:
                 " publish it in the handler of a command."
             )
 
-    async def _end(self, others: set[asyncio.Task[Any] | None]) -> None:
-        """Give everything back. others are tasks that send on this unit still: a refused gather."""
-        tasks = [task for task in others if task is not None]
+    async def _end(self) -> None:
+        """Give everything back, when no other task uses it any more: a gather may have failed."""
+        users = {*self._inside, *(self._session.used_by if self._session is not None else ())}
+        users.discard(asyncio.current_task())
+        tasks = [one for one in users if one is not None and not one.done()]
         for task in tasks:
             task.cancel()
         if tasks:
