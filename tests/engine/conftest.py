@@ -120,7 +120,8 @@ class Service:
 
     def in_use(self) -> int:
         """Connections that were taken and not given back."""
-        used = (self.database.writer, self.database.reader, self.database.queries)
+        database = self.database
+        used = (database.writer, database.reader, database.queries, database.worker)
         engines = {id(e.pool): e for e in used}
         return sum(int(engine.pool.checkedout()) for engine in engines.values())
 

@@ -384,7 +384,9 @@ async def test_relay_survives_a_database_that_is_away(
             failures.append(1)
             raise ConnectionError("away")
 
-    engines = {service.database.writer.sync_engine, service.database.reader.sync_engine}
+    database = service.database
+    used = (database.writer, database.reader, database.worker, database.worker_reader)
+    engines = {one.sync_engine for one in used}
     await write(service, "a")
     for engine in engines:
         sa.event.listen(engine, "begin", refuse)

@@ -1,6 +1,7 @@
 """A delivery is worked by one process at a time, and outlives the one that works it."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -416,3 +417,31 @@ async def test_stop_cuts_off_a_delivery_that_runs_alone(
     async with asyncio.timeout(5):
         await task
     assert await states(service) == [("pending", 2)]
+
+
+async def test_lease_is_kept_while_requests_take_all_connections(
+    shop: Shop, start: Start, postgresql_url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=WAITS)
+    service = await start(postgresql_url, relay=options(shop, lease=0.3))
+    await write(service, "a")
+    relays(service)
+    await until(lambda: shop.seen == ["a"])
+    engine = service.database.writer
+    async with AsyncExitStack() as taken:
+        while engine.pool.checkedout() < engine.pool.size() + engine.pool._max_overflow:
+            await taken.enter_async_context(engine.connect())
+        [first] = await leases(service)
+        async with asyncio.timeout(5):
+            while await leases(service) == [first]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert await service.runtime.relay._claims.expire() == []
+    shop.gate("1").set()
+    await service.settled()
+
+
+async def leases(service: Service) -> list[Any]:
+    """The ends of all leases, looked at beside the pool of the service."""
+    async with service.database.worker_reader.connect() as connection:
+        query = sa.select(service.shop.tables.delivery.c.lease_until)
+        return list(await connection.scalars(query))

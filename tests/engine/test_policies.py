@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,42 @@ async def test_listener_for_which_everything_fails_is_paused_and_probed(
     await later(service, minutes=10)
     await service.settled()
     assert {state for state, _ in await states(service)} == {"done"}
+
+
+async def test_listener_that_only_refuses_is_not_taken_to_be_down(
+    shop: Shop, start: Start, url: str
+) -> None:
+    failing(shop, "retries=1", "RefusedError('no such note') if event.text < 'x' else OSError()")
+    service = await start(url)
+    await write(service, *(f"{number:02}" for number in range(40)))
+    await service.runtime.relay.work_off()
+    assert sorted(set(shop.seen)) == [f"{number:02}" for number in range(40)]
+    assert await service.column("SELECT paused_until FROM bus_subscription") == [None]
+    # It answers, so that one on probation has passed.
+    subscription = shop.tables.subscription
+    past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    await service.write(subscription.update().values(paused_until=past, paused_reason="down"))
+    await later(service, minutes=1)
+    assert await service.column("SELECT paused_reason FROM bus_subscription") == [None]
+    assert {state for state, _ in await states(service)} == {"dead"}
+
+
+async def test_pause_is_there_before_the_failure_is(
+    shop: Shop, start: Start, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(shop, "errors={ConnectionError: Pause(300)}", "Down('no answer')")
+    service = await start(url)
+    claims = service.runtime.relay._claims
+    fail, reasons = claims.fail, []
+
+    async def noted(*arguments: Any, **options: Any) -> None:
+        reasons.extend(await service.column("SELECT paused_reason FROM bus_subscription"))
+        await fail(*arguments, **options)
+
+    monkeypatch.setattr(claims, "fail", noted)
+    await write(service, "a")
+    await service.runtime.relay.work_off()
+    assert ["no answer" in reason for reason in reasons] == [True]
 
 
 async def test_listener_on_probation_runs_once_at_a_time(

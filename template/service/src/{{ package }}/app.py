@@ -32,7 +32,11 @@ def build_runtime(settings: Settings, overrides: Mapping[type, object] | None = 
     """
     runtime = build(
         PACKAGE,
-        database=Database(settings.database_url, replica=settings.database_replica_url),
+        database=Database(
+            settings.database_url,
+            replica=settings.database_replica_url,
+            pool_size=settings.database_pool_size,
+        ),
         settings=[settings],
         slices=settings.slices,
         overrides=overrides,

@@ -140,7 +140,7 @@ class Branches:
 
     async def compare(self, database: Database) -> Comparison:
         """How the database compares with the code."""
-        async with database.reader.connect() as connection:
+        async with database.worker_reader.connect() as connection:
             stored = await connection.run_sync(_stored_heads)
         newer = self.newer(stored)
         ahead = set(map(birth_name, newer))

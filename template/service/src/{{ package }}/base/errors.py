@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ..bus import RefusedError
+
 
 class ProblemError(Exception):
     """The caller cannot have what was asked for; detail tells the caller why.
@@ -21,7 +23,7 @@ class ProblemError(Exception):
         self.members = members
 
 
-class NotAuthenticated(ProblemError):
+class NotAuthenticated(ProblemError, RefusedError):
     """Nobody is known to ask: no valid credentials came with the request."""
 
     status = 401
@@ -29,14 +31,14 @@ class NotAuthenticated(ProblemError):
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
-class NotAllowed(ProblemError):
+class NotAllowed(ProblemError, RefusedError):
     """Whoever asks is known, and may not."""
 
     status = 403
     title = "Not allowed"
 
 
-class NotFound(ProblemError):
+class NotFound(ProblemError, RefusedError):
     """There is no such thing: `raise NotFound("payment", query.id)`."""
 
     status = 404
@@ -46,7 +48,7 @@ class NotFound(ProblemError):
         super().__init__(f"There is no {what} {key}.")
 
 
-class Conflict(ProblemError):
+class Conflict(ProblemError, RefusedError):
     """What was asked for does not fit what is stored; a stale version, say."""
 
     status = 409
@@ -59,7 +61,7 @@ def expect_version(version: int, seen: int) -> None:
         raise Conflict(f"It is version {version} by now, not {seen}: look again.")
 
 
-class Invalid(ProblemError):
+class Invalid(ProblemError, RefusedError):
     """A business rule that only the handler can check refuses the data."""
 
     status = 422

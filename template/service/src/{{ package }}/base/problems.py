@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -80,6 +81,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StaleDataError, _stale)
     app.add_exception_handler(IntegrityError, _integrity)
     app.add_exception_handler(DBAPIError, _refused_by_database)
+    app.add_exception_handler(PoolTimeoutError, _busy)
 
 
 def unexpected(request: Request) -> JSONResponse:
@@ -227,3 +229,9 @@ async def _refused_by_database(request: Request, error: Exception) -> JSONRespon
     log.warning("data error", exc_info=error)
     detail = "A value cannot be stored, such as a text with a NUL character."
     return _problem(request, Invalid.status, Invalid.title, detail)
+
+
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    log.error("no connection to the database was free", error=str(error))
+    detail = "The database is busy: try again later."
+    return _problem(request, Unavailable.status, Unavailable.title, detail)

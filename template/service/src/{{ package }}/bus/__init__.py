@@ -8,6 +8,7 @@ from .errors import (
     IdempotencyKeyError,
     NeverSeenError,
     NotSeenInTimeError,
+    RefusedError,
     UnitDoomedError,
     WiringError,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Proceed",
     "Query",
     "QueryBus",
+    "RefusedError",
     "Retry",
     "UnitDoomedError",
     "User",

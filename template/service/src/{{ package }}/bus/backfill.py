@@ -27,10 +27,10 @@ async def backfill(database: Database, now: dt.datetime) -> bool:
         .order_by(row.c.id)
         .limit(1)
     )
-    async with database.reader.connect() as connection:
+    async with database.worker_reader.connect() as connection:
         if (await connection.execute(filling)).first() is None:
             return False
-    async with database.writer.begin() as connection:
+    async with database.worker.begin() as connection:
         locked = filling.with_for_update(skip_locked=True)
         found = (await connection.execute(locked)).first()
         if found is None:
@@ -77,10 +77,10 @@ async def promote_stuck(database: Database) -> int:
             .correlate(delivery)
         )
     )
-    async with database.reader.connect() as connection:
+    async with database.worker_reader.connect() as connection:
         stuck = list(await connection.scalars(heads))
     for at in range(0, len(stuck), _CHUNK):
-        async with database.writer.begin() as connection:
+        async with database.worker.begin() as connection:
             await connection.execute(
                 sa.update(delivery)
                 .where(delivery.c.id.in_(stuck[at : at + _CHUNK]), tables.is_in("waiting"))

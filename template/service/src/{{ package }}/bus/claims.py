@@ -86,7 +86,7 @@ class Claims:
         busy = await self.busy(subscriptions, suspects=suspects)
         if not busy:
             return []
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             token = uuid7()
             found = await self._pick(connection, busy, each, suspects=suspects, token=token)
             if found:
@@ -123,7 +123,7 @@ class Claims:
         Only read, so that on SQLite one that has nothing to do keeps no writer waiting.
         """
         given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
-        async with self._database.reader.connect() as connection:
+        async with self._database.worker_reader.connect() as connection:
             return {row[0]: row[1] for row in await connection.execute(_BUSY[suspects], given)}
 
     async def _pick(
@@ -166,7 +166,7 @@ class Claims:
             error_frame=failure.frame,
             error_message=failure.message,
         )
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             if (await connection.execute(failed, which)).rowcount:
                 await connection.execute(
                     sa.insert(tables.attempt).values(
@@ -183,7 +183,7 @@ class Claims:
     async def give_back(self, claimed: Sequence[Delivery]) -> None:
         """Let others have these; they were not run."""
         alone, which = _which(claimed)
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             await connection.execute(_MINE[alone].values(state="pending", token=None), which)
 
     async def renew(self, claimed: Sequence[int]) -> None:
@@ -194,7 +194,7 @@ class Claims:
         if not claimed:
             return
         mine = tables.delivery.c.id.in_(claimed)
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             # One that is being completed and stands still would hold up all others.
             held = tables.unlocked(*self._held(), mine)
             await connection.execute(held.values(lease_until=from_now(self.lease)))
@@ -209,7 +209,7 @@ class Claims:
         """
         delivery = tables.delivery
         expired = (tables.is_in("working"), delivery.c.lease_until < from_now(0))
-        async with self._database.reader.connect() as connection:
+        async with self._database.worker_reader.connect() as connection:
             if not await connection.scalar(sa.select(sa.exists().where(*expired))):
                 return []
         losses = delivery.c.losses + 1
@@ -227,14 +227,14 @@ class Claims:
             )
             .returning(delivery.c.id, delivery.c.state)
         )
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             return list(await connection.execute(freed))
 
     async def tell_alive(self, listeners: Sequence[str]) -> None:
         """Let operators see that this worker lives, and what it runs."""
         worker, now = tables.worker, self._clock.now()
         seen = sa.update(worker).where(worker.c.id == self.worker_id).values(seen_at=now)
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             if not (await connection.execute(seen)).rowcount:
                 await connection.execute(
                     sa.insert(worker).values(
@@ -251,7 +251,7 @@ class Claims:
 
     async def leave(self) -> None:
         """Give everything back, and be no worker any more."""
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             held = sa.update(tables.delivery).where(*self._held())
             await connection.execute(held.values(state="pending", token=None))
             worker = tables.worker
@@ -270,7 +270,7 @@ class Claims:
         self, subscription: int, until: dt.datetime | None, reason: str | None
     ) -> None:
         row = tables.subscription
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             await connection.execute(
                 sa.update(row)
                 # A pause that a person has set meanwhile stays.
@@ -281,7 +281,7 @@ class Claims:
     async def paused(self, subscriptions: Collection[int]) -> Collection[int]:
         """Those of which nothing is to start for now."""
         given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
-        async with self._database.reader.connect() as connection:
+        async with self._database.worker_reader.connect() as connection:
             return [row[0] for row in await connection.execute(_PAUSED, given)]
 
     async def next_due(
@@ -289,7 +289,7 @@ class Claims:
     ) -> dt.datetime | None:
         """When the next delivery, pause or scheduled event is due, of those due after `after`."""
         given = {"subscriptions": list(subscriptions), "after": after}
-        async with self._database.reader.connect() as connection:
+        async with self._database.worker_reader.connect() as connection:
             row = (await connection.execute(_NEXT_DUE, given)).one()
         return min((due for due in row if due is not None), default=None)
 
@@ -298,7 +298,7 @@ class Claims:
         query = deliveries().where(
             tables.delivery.c.state.not_in(["done", "dropped"]), self._readable
         )
-        async with self._database.reader.connect() as connection:
+        async with self._database.worker_reader.connect() as connection:
             return list(await connection.execute(query.order_by(tables.delivery.c.id)))
 
 

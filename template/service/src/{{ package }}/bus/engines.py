@@ -16,6 +16,9 @@ from .sqlite import sqlite_engine
 # What a connection that cannot be made raises; asyncpg's own errors come as they are.
 UNREACHABLE = (OSError, exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
+# Connections that a worker keeps for itself; up to ten more where it is busy.
+_WORKERS_OWN = 2
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 
@@ -62,11 +65,16 @@ class Database:
             self.writer = sqlite_engine(self.url, pool_size=1, on_others=lambda: self.on_others())
             event.listen(self.writer.sync_engine, "commit", self._count_commit)
             self.reader = sqlite_engine(self.url, pool_size=pool_size, readonly=True)
+            self.worker, self.worker_reader = self.writer, self.reader
         else:
             self.writer = _postgresql_engine(self.url, pool_size=pool_size)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
+            # For what a worker asks for itself: requests that take all other connections, and keep
+            # them, must not cost it its leases.
+            self.worker = _postgresql_engine(self.url, pool_size=_WORKERS_OWN)
+            self.worker_reader = self.worker.execution_options(postgresql_readonly=True)
         # PostgreSQL: for a single statement, which is its own transaction.
-        self.autocommit = self.writer.execution_options(isolation_level="AUTOCOMMIT")
+        self.autocommit = self.worker.execution_options(isolation_level="AUTOCOMMIT")
         # What the units of work of queries read from: nothing else may lag behind.
         self.queries = self.reader
         if replica is not None:
@@ -102,6 +110,8 @@ class Database:
         await self.writer.dispose()
         if self.dialect == "sqlite":
             await self.reader.dispose()
+        else:
+            await self.worker.dispose()
         if self.has_replica:
             await self.queries.dispose()
 

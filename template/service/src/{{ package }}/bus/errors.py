@@ -33,5 +33,12 @@ class UnitDoomedError(BusError):
     """A nested send failed and its caller went on: nothing of this unit can be committed."""
 
 
+class RefusedError(Exception):
+    """What was asked for cannot be had. It tells nothing against whoever was asked.
+
+    So a listener that fails with it, however often, is not taken to be down.
+    """
+
+
 class OperationError(Exception):
     """What an operator asked for cannot be done; says why, and what can be asked for instead."""

@@ -20,7 +20,7 @@ import structlog
 from .backfill import backfill, promote_stuck
 from .claims import Claims, Delivery, LeaseLostError
 from .engines import Database
-from .errors import BusError
+from .errors import BusError, RefusedError
 from .policy import Failure, GiveUp, Pause, Retry, retry_delay
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
@@ -241,7 +241,7 @@ class Relay:
 
     async def _move_due(self) -> bool:
         """Put scheduled events that are due into the log."""
-        async with self._database.writer.begin() as connection:
+        async with self._database.worker.begin() as connection:
             moved = await self._resources.outbox.move_due(connection)
         if moved:
             self._due_known = False
@@ -342,38 +342,47 @@ class Relay:
             log.info("event delivered", attempt=delivery.attempts + 1)
 
     async def _succeeded(self, listener: Listener, claimed: Sequence[Delivery]) -> None:
-        subscription = claimed[0].subscription_id
+        await self._works(listener, claimed[0])
+        if any(one.lane for one in claimed):
+            self.wake()
+
+    async def _works(self, listener: Listener, delivery: Delivery) -> None:
+        """Nothing tells against the listener: end its probation, and count its failures anew."""
+        subscription = delivery.subscription_id
         self._streaks.pop(subscription, None)
         self._pauses.pop(subscription, None)
-        if claimed[0].paused_reason is not None:
+        if delivery.paused_reason is not None:
             await self._claims.end_probation(subscription)
             log.info("listener works again", listener=listener.name)
-            self._waker.tell()
-        if claimed[0].paused_reason is not None or any(one.lane for one in claimed):
             # Others of it may run now.
             self.wake()
+            self._waker.tell()
 
     async def _failed(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
         attempts = delivery.attempts + 1
         failure = Failure.of(error, self._package)
         told = {"listener": listener.name, "attempt": attempts, "error": said(error)}
+        # The pause first: once the failure is stored, another one could begin its probation.
         match listener.mark.policy.decide(error):
             case Pause(seconds):
-                await self._claims.fail(delivery, failure, retry_in=seconds, counts=False)
                 await self._pause(delivery.subscription_id, seconds, said(error))
-                return
+                await self._claims.fail(delivery, failure, retry_in=seconds, counts=False)
             case Retry(retries, backoff) if attempts <= retries:
+                await self._break(listener, delivery, error)
                 delay = retry_delay(attempts, backoff)
                 await self._claims.fail(delivery, failure, retry_in=delay)
                 log.warning("listener failed, will be tried again", **told)
             case GiveUp() | Retry():
+                await self._break(listener, delivery, error)
                 await self._claims.fail(delivery, failure, retry_in=None)
                 log.error("event given up, kept as a dead letter", exc_info=error, **told)
-        await self._break(delivery, error)
-
-    async def _break(self, delivery: Delivery, error: BaseException) -> None:
-        """Pause a listener for which everything fails, before all retries are used up."""
         self._due_known = False
+
+    async def _break(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
+        """Pause a listener for which everything fails, before all retries are used up."""
+        if isinstance(error, RefusedError):
+            await self._works(listener, delivery)
+            return
         subscription, now = delivery.subscription_id, self._resources.clock.now()
         last = self._pauses.get(subscription)
         if delivery.paused_reason is None:

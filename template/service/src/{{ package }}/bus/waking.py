@@ -128,12 +128,10 @@ async def notify(database: Database) -> None:
         database.on_others()
         return
     try:
-        raw = await database.writer.raw_connection()
-        try:
+        async with database.worker.connect() as connection:
+            raw = await connection.get_raw_connection()
             driver: Any = raw.driver_connection
             await driver.execute(_NOTIFY)
-        finally:
-            raw.close()
     except Exception as error:
         log.warning("other processes were not woken", error=repr(error))
 
