@@ -1,8 +1,7 @@
 """Every error leaves as a problem document (RFC 9457): one shape, and nothing internal in it."""
 
 import json
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.client import METHOD_NOT_ALLOWED, responses
 from typing import Any
 
@@ -147,12 +146,16 @@ async def _refused_by_command(request: Request, error: Exception) -> JSONRespons
     Anything else that is not valid is a bug; RequestBus sees to what is made in handlers.
     """
     assert isinstance(error, ValidationError)
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    # The frame is pydantic's, of Command(...) or Command.model_validate(...).
-    made = frame.f_locals.get("cls", type(frame.f_locals.get("self")))
-    if not issubclass(made, Command):
+    if error.title not in _titles(Command):
         raise error
     return _invalid_fields(request, error.errors())
+
+
+def _titles(cls: type[BaseModel]) -> Iterator[str]:
+    """What pydantic calls the class, and all that are made of it, in its errors."""
+    yield cls.model_config.get("title") or cls.__name__
+    for made in cls.__subclasses__():
+        yield from _titles(made)
 
 
 def _invalid_fields(request: Request, found: Iterable[Any]) -> JSONResponse:
