@@ -112,11 +112,15 @@ def grow(report: Report, databases: Databases, count: int, rounds: int) -> None:
     """Measure what a worker does with more of everything."""
     kind = databases.kind
     count = count if kind == "postgresql" else count // 4
-    contenders: dict[str, Contender] = {"nothing": Slicewise(databases.new(), "own", ONE_ROW)}
+    contenders: dict[str, Contender] = {
+        "nothing": Slicewise(databases.new(), "own", ONE_ROW),
+        "nothing, ordered": Slicewise(databases.new(), "ordered", ONE_ROW, "ordered=True"),
+    }
     for name, (state, many) in growth.STORES.items():
         contenders[name] = growth.Filled(databases.new(), f"filled_{state}", state, many)
     taken = race(contenders, count, rounds)
-    base_of = dict.fromkeys(contenders, "nothing") | {"nothing": None}
+    base_of: dict[str, str | None] = dict.fromkeys(contenders, "nothing")
+    base_of |= {"nothing": None, "nothing, ordered": None, growth.WAITING: "nothing, ordered"}
     report.show(f"delivery, {kind}, with so much stored", rows_of(kind, taken, base_of))
     rows = [
         asyncio.run(growth.with_workers(databases.new(), listeners, workers, count))

@@ -15,12 +15,13 @@ from .delivery_contenders import BATCH_MARK, FAR, Slicewise
 from .ledger import ONE_ROW
 from .report import Row
 
+WAITING = "50,000 waiting behind a dead one, ordered"
 # What a store holds beside the events that are delivered while it is timed: state and how many.
 STORES: Mapping[str, tuple[str, int]] = {
     "100,000 finished": ("done", 100_000),
     "1,000,000 finished": ("done", 1_000_000),
     "10,000 dead": ("dead", 10_000),
-    "50,000 waiting behind a dead one": ("waiting", 50_000),
+    WAITING: ("waiting", 50_000),
 }
 # After each of them a worker's memory is looked at.
 _CHUNKS = 50

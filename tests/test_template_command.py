@@ -1,6 +1,7 @@
 """`shop template`: what is behind, all updates in one go, and what stops them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -270,6 +271,28 @@ class TestConflicts:
         assert git(shop, "diff", "--name-only") == ""
         commit_all(shop)
         assert "Next:" not in command(shop, "update")
+
+    def test_markers_that_are_part_of_a_text_are_none(self, shop: Path) -> None:
+        conflict = "<<<<<<< ours\na\n=======\nb\n>>>>>>> theirs\n"
+        (shop / "how.md").write_text(
+            f"Take out `<<<<<<< `:\n<<<<<<< ours\nTitle\n=======\n{conflict}"
+        )
+        (shop / "a.txt").write_text("<<<<<<< here\n=======\n")
+        (shop / "b.txt").write_text(f"======= \n>>>>>>> there\n  {conflict.replace('=', '')}")
+        (shop / "c:1.txt").write_bytes(
+            conflict.replace("a", "=======").replace("\n", "\r\n").encode()
+        )
+        commit_all(shop)
+        printed = refused(shop)
+        assert re.findall(r"^  (\S+):(\d+)$", printed, re.MULTILINE) == [
+            ("c:1.txt", "1"),
+            ("how.md", "5"),
+        ]
+        for name in ("c:1.txt", "how.md"):
+            (shop / name).unlink()
+        commit_all(shop)
+        command(shop, "update")
+        assert versions_of(shop) == {"1.1.0"}
 
     def test_rejected_hunks_count(self, shop: Path) -> None:
         (shop / "README.md.rej").write_text("@@\n")

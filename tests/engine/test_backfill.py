@@ -48,6 +48,58 @@ async def test_new_listener_starts_at_the_beginning(
     assert shop.seen == [*"abcdefghi"]
 
 
+FAILS = """
+@listen(ordered=True, start="beginning", retries=0)
+async def hear(event: NoteWritten) -> None:
+    assert event.text != "bad"
+    seen.append(event.text)
+"""
+
+
+async def correct(service: Service, text: str) -> None:
+    """Give notes.hear this text in the place of the one that is dead."""
+    operations = service.shop.module("bus.operating.operations")
+    desk = operations.Operations(service.database, service.runtime.catalog)
+    (dead,) = [one.id for one in await service.deliveries() if one.state == "dead"]
+    await desk.edit(dead, {"text": text}, who="alice")
+
+
+async def test_new_listener_gets_what_was_published_and_no_corrections_for_others(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=FAILS)
+    service = await start(url)
+    await write(service, "bad", "b")
+    await service.runtime.relay.work_off()
+    await correct(service, "good")
+    await service.settled()
+    assert sorted(shop.seen) == ["b", "good"]
+    shop.seen.clear()
+    shop.forget()
+    notes(shop, listeners=FAILS + HEARS.format('(start="beginning")').replace("hear", "hear_all"))
+    service = await start(url)
+    await write(service, "c")
+    await service.settled()
+    assert sorted(shop.seen) == ["b", "bad", "c", "c"]
+
+
+async def test_correction_while_it_is_filled_comes_once(
+    shop: Shop, start: Start, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.module("bus.backfill"), "_CHUNK", 1)
+    notes(shop)
+    await write(await start(url), "bad", "a", "b")
+    shop.forget()
+    notes(shop, listeners=FAILS)
+    service = await start(url)
+    backfill, now = shop.module("bus.backfill").backfill, service.runtime.clock.now
+    assert await backfill(service.database, now())
+    await service.write("UPDATE bus_delivery SET state = 'dead'")
+    await correct(service, "good")
+    await service.settled()
+    assert sorted(shop.seen) == ["a", "b", "good"]
+
+
 async def test_events_that_were_removed_cannot_be_had(shop: Shop, start: Start, url: str) -> None:
     notes(shop)
     service = await start(url)

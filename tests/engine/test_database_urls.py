@@ -1,8 +1,16 @@
 """Which databases the bus takes, by their URLs."""
 
-import pytest
+import asyncio
+import sqlite3
+from pathlib import Path
 
-from .conftest import Shop
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from .conftest import Shop, until
+
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,26 @@ from .conftest import Shop
         ("sqlite:///file:/shop?vfs=memdb&uri=true", "expected a file"),
         ("postgresql://host/name?sslmode=always", "one of disable, allow, prefer, require"),
         ("postgresql://host/name?channel_binding=require", r"got channel_binding\. Remove it"),
+        ("postgresql://host/name?sslmode=allow&sslmode=allow", "sslmode to be one of"),
+        ("postgresql://host:99999/name", "ports from 1 to 65535, got 99999"),
+        ("postgresql://host:-1/name", "ports from 1 to 65535, got -1"),
+        ("postgresql://host/name?port=99999", "ports from 1 to 65535, got 99999"),
+        ("postgresql://host/name?port=abc", "a port, or for several hosts as many"),
+        ("postgresql://host/name?host=a&host=b", "a port, or for several hosts as many"),
+        ("postgresql://host/name?host=a:1:2&host=b:1:2", "a port, or for several hosts as many"),
+        ("postgresql://host/name?host=a,b&port=5432,70000", "got 70000"),
+        ("postgresql://host/name?prepared_statement_cache_size=abc", "_size to be a number"),
+        ("postgresql://us%00er:secret@host/name", "no %00"),
+        ("sqlite:///shop%00.db", "no %00"),
+        ("sqlite:///shop.db?timeout=abc", "timeout to be a number of seconds"),
+        ("sqlite:///shop.db?timeout=1&timeout=2", "timeout to be a number of seconds"),
+        ("sqlite:///shop.db?cached_statements=-1", "cached_statements to be a number"),
+        ("sqlite:///shop.db?foo=bar&isolation_level=x", "got foo, isolation_level. Remove it"),
+        ("sqlite:///shop.db?mode=rw", "got mode. Remove it.* needs sqlite:///file:NAME.uri=true"),
+        ("sqlite:///file:shop.db?uri=maybe", "uri to be true"),
+        ("sqlite:///file:shop.db?uri=true&foo=bar", "got foo. Remove it"),
+        ("sqlite:///shop.db?uri=true", "uri=true behind sqlite:///file:NAME only"),
+        ("sqlite://user:secret@host/shop.db", "a file behind three slashes"),
     ],
 )
 def test_unusable_url_is_refused(shop: Shop, url: str, complaint: str) -> None:
@@ -34,3 +62,39 @@ def test_sslmode_is_what_the_driver_calls_ssl(shop: Shop) -> None:
 
 def test_file_is_taken_as_a_uri_too(shop: Shop) -> None:
     assert shop.database("sqlite:///file:shop.db?mode=rwc&uri=true").url.query["mode"] == "rwc"
+
+
+def test_several_hosts_are_taken(shop: Shop) -> None:
+    url = "postgresql:///name?host=one,other&port=5432,5433&prepared_statement_cache_size=0"
+    assert shop.database(url).url.query["host"] == "one,other"
+
+
+async def test_file_of_a_uri_is_opened_as_such(shop: Shop, tmp_path: Path) -> None:
+    url = f"sqlite:///file:{tmp_path}/a b.db?mode=rw&uri=true"
+    database, other = shop.database(url), shop.database(url)
+    with pytest.raises(DBAPIError, match="unable to open"):
+        async with database.writer.connect():
+            pass
+    sqlite3.connect(tmp_path / "a b.db").close()
+    async with database.writer.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE t (n INTEGER)"))
+    woken = list[None]()
+    waker = shop.module("bus.waking").Waker(other, lambda: woken.append(None))
+    watching = asyncio.create_task(waker.run())
+    await until(lambda: len(woken) == 1)
+    async with database.writer.begin() as connection:
+        await connection.execute(sa.text("INSERT INTO t VALUES (1)"))
+    await until(lambda: len(woken) == 2)
+    watching.cancel()
+    for one in (database, other):
+        await one.close()
+
+
+async def test_timeout_of_the_url_counts(shop: Shop, sqlite_url: str) -> None:
+    first, other = shop.database(sqlite_url), shop.database(f"{sqlite_url}?timeout=0.01")
+    async with first.writer.begin(), asyncio.timeout(10):
+        with pytest.raises(DBAPIError, match="locked"):
+            async with other.writer.begin():
+                pass
+    for one in (first, other):
+        await one.close()

@@ -275,9 +275,10 @@ async def test_guards_decide_before_a_stored_result_is_given(
             await proceed()
             return await proceed()
         @guard
-        async def until_it_works(command: Add, proceed: Proceed) -> Any:
+        async def until_it_works(command: Add, bus: Bus, proceed: Proceed) -> Any:
             try:
-                return await proceed()
+                async with bus.savepoint():
+                    return await proceed()
             except LookupError:
                 gate("mended").set()
                 return await proceed()

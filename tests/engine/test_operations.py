@@ -390,6 +390,90 @@ async def test_replay_keeps_the_order_of_lanes(desk: Desk) -> None:
     ]
 
 
+HEARING = """
+    @listen(ordered=True, retries=0)
+    async def hear(event: NoteWritten) -> None:
+        assert not event.text.startswith("bad")
+        seen.append(event.text)
+    @listen
+    async def other(event: NoteWritten) -> None:
+        seen.append(f"other {event.text}")
+"""
+
+
+@pytest.fixture
+async def corrected(shop: Shop, start: Start, url: str) -> Desk:
+    """notes.hear was given "better" in the place of "bad", and that after a first correction."""
+    notes(shop, listeners=HEARING)
+    desk = Desk(await start(url))
+    await desk.write("bad", "last")
+    for text in ("bad again", "better"):
+        await desk.service.runtime.relay.work_off()
+        states = [(one.id, one.state) for one in await desk.service.deliveries()]
+        (dead,) = [each for each, state in states if state == "dead"]
+        await desk.operations.edit(dead, {"text": text}, **WHO)
+    await desk.service.settled()
+    assert sorted(shop.seen) == ["better", "last", "other bad", "other last"]
+    shop.seen.clear()
+    return desk
+
+
+async def test_replay_runs_a_correction_in_the_place_of_what_it_corrects(
+    corrected: Desk, monkeypatch: Any
+) -> None:
+    desk, seen = corrected, corrected.service.shop.seen
+    monkeypatch.setattr(desk.service.shop.module("bus.operating.replays"), "_CHUNK", 1)
+    for _ in range(2):
+        planned = await desk.operations.plan_replay("notes.hear")
+        assert planned.counts == {"notes.NoteWritten": 2}
+        assert await desk.operations.replay(planned, **WHO) == 2
+        await desk.service.settled()
+    made = [one for one in await desk.service.deliveries() if one.run]
+    events = {one.position: one.payload["text"] for one in await desk.service.events()}
+    assert [events[one.event_position] for one in made] == ["better", "last"] * 2
+    assert sorted(seen) == ["better", "better", "last", "last"]
+
+
+async def test_replay_in_one_step_keeps_the_places(corrected: Desk) -> None:
+    desk = corrected
+    await desk.operations.replay(await desk.operations.plan_replay("notes.hear"), **WHO)
+    made = [one for one in await desk.service.deliveries() if one.run]
+    events = {one.position: one.payload["text"] for one in await desk.service.events()}
+    assert [events[one.event_position] for one in made] == ["better", "last"]
+
+
+@pytest.mark.parametrize("which", range(4))
+async def test_correction_is_meant_by_itself_and_by_what_it_corrects(
+    corrected: Desk, which: int
+) -> None:
+    desk, events = corrected, await corrected.service.events()
+    bad, last, _, better = events
+    planned = await desk.operations.plan_replay("notes.hear", f"id={events[which].id}")
+    given = [planned.corrected.get(place, place) for place in planned.places]
+    assert given == [last.position if events[which] is last else better.position]
+    planned = await desk.operations.plan_replay("notes.other", f"id={events[which].id}")
+    assert planned.corrected == {}
+    assert planned.places == ((events[which].position,) if events[which] in (bad, last) else ())
+
+
+async def test_replay_of_another_listener_runs_what_was_published(corrected: Desk) -> None:
+    desk, seen = corrected, corrected.service.shop.seen
+    planned = await desk.operations.plan_replay("notes.other")
+    assert await desk.operations.replay(planned, **WHO) == 2
+    await desk.service.settled()
+    assert sorted(seen) == ["other bad", "other last"]
+
+
+async def test_correction_whose_event_was_removed_keeps_its_own_place(corrected: Desk) -> None:
+    desk = corrected
+    bad, last, _, better = await desk.service.events()
+    event = desk.tables.event
+    await desk.service.write(sa.delete(event).where(event.c.id == bad.id))
+    planned = await desk.operations.plan_replay("notes.hear")
+    given = [planned.corrected.get(place, place) for place in planned.places]
+    assert given == [last.position, better.position]
+
+
 async def test_replay_refuses_what_is_below_the_floor(desk: Desk) -> None:
     await desk.write("a", "b")
     first, second = await desk.service.events()
@@ -399,8 +483,8 @@ async def test_replay_refuses_what_is_below_the_floor(desk: Desk) -> None:
         await desk.operations.plan_replay("notes.copy")
     left = str(refused.value).rpartition(" ")[2]
     planned = await desk.operations.plan_replay("notes.copy", left)
-    assert planned.positions == (second.position,)
-    assert (await desk.operations.plan_replay("notes.copy", f"id={first.id}")).positions
+    assert planned.places == (second.position,)
+    assert (await desk.operations.plan_replay("notes.copy", f"id={first.id}")).places
     with pytest.raises(Exception, match="from the beginning"):
         await desk.operations.plan_replay("notes.copy", "since=1h")
 

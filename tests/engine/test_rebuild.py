@@ -430,37 +430,92 @@ async def test_old_names_and_versions_are_read(shop: Shop, start: Start, url: st
         await desk.rebuild()
 
 
-async def test_corrected_events_take_the_place_of_those_that_failed(
-    shop: Shop, start: Start, url: str
-) -> None:
-    ledger(
-        shop,
-        ONE_BY_ONE.replace("ordered=True", "ordered=True, retries=0")
-        + """
-    @listen
-    async def other(event: Booked) -> None: ...
-        """,
-        'assert event.amount < 100, "too much"',
-    )
-    desk = Desk(await start(url))
-    await desk.book("a", 1, 500, 2)
-    await desk.service.runtime.relay.work_off()
-    operations = shop.module("bus.operating.operations").Operations(
+TOO_MUCH = 'assert event.amount < 100, "too much"'
+OTHER = """
+    @listen(retries=0)
+    async def other(event: Booked) -> None: assert event.amount != 13
+"""
+
+
+async def correct(desk: Desk, listener: str, amount: int) -> None:
+    """Give a listener this amount in the place of the one that is dead."""
+    operations = desk.service.shop.module("bus.operating.operations").Operations(
         desk.service.database, desk.service.runtime.catalog
     )
-    for state, listener in (("dead", "ledger.balance"), ("pending", "ledger.other")):
-        if state == "pending":
-            await desk.service.write("UPDATE bus_delivery SET state = 'pending' WHERE id = 2")
-        (one, *_) = [
-            one.id
-            for one in await desk.service.deliveries()
-            if (one.state, one.listener) == (state, listener)
-        ]
-        await operations.edit(one, {"account": "a", "amount": 50}, **WHO)
-    await desk.service.settled()
-    assert (await desk.balances())["a"][0] == 53
+    (dead,) = [
+        one.id
+        for one in await desk.service.deliveries()
+        if (one.state, one.listener) == ("dead", listener)
+    ]
+    await operations.edit(dead, {"account": "a", "amount": amount}, **WHO)
+
+
+@pytest.mark.parametrize("listeners", [ONE_BY_ONE, MANY_AT_ONCE], ids=["one", "many"])
+async def test_corrected_events_take_the_place_of_those_that_failed(
+    shop: Shop, start: Start, url: str, listeners: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_CHUNK", "_LITTLE"):
+        monkeypatch.setattr(shop.module("bus.operating.rebuilds"), name, 2)
+    refusing = listeners.replace("ordered=True", "ordered=True, retries=0")
+    ledger(shop, refusing.replace("await apply", f"{TOO_MUCH}; await apply") + OTHER)
+    desk = Desk(await start(url))
+    await desk.book("a", 1, 500, 2, 13, 3)
+    await desk.service.runtime.relay.work_off()
+    await correct(desk, "ledger.balance", 600)
+    await desk.service.runtime.relay.work_off()
+    await desk.book("a", 4)
+    await correct(desk, "ledger.balance", 50)
+    await desk.service.runtime.relay.work_off()
+    await correct(desk, "ledger.other", 14)
+    await desk.service.runtime.relay.work_off()
+    live = await desk.balances()
+    assert live == {"a": (73, "1 50 2 13 3 4 ")}
+    assert {one.state for one in await desk.service.deliveries()} == {"done", "dropped"}
+    went = list[int]()
+    await desk.rebuild(went.append)
+    assert await desk.balances() == live
+    assert sum(went) == (await desk.projections.plan("ledger.balance")).events == 6
+
+
+async def test_correction_takes_that_place_even_if_the_live_listener_kept_no_order(
+    shop: Shop, start: Start, url: str
+) -> None:
+    ledger(shop, ONE_BY_ONE.replace("ordered=True", "retries=0"), TOO_MUCH)
+    desk = Desk(await start(url))
+    for amount in (1, 500, 2):
+        await desk.book("a", amount)
+        await desk.service.runtime.relay.work_off()
+    await correct(desk, "ledger.balance", 50)
+    await desk.service.runtime.relay.work_off()
+    assert await desk.balances() == {"a": (53, "1 2 50 ")}
     await desk.rebuild()
-    assert (await desk.balances())["a"][0] == 53
+    assert await desk.balances() == {"a": (53, "1 50 2 ")}
+
+
+async def test_what_is_corrected_when_it_has_run_begins_once_more(
+    shop: Shop, start: Start, url: str, small_steps: None
+) -> None:
+    first = """
+        if gate("fixed").is_set():
+            seen.append(event)
+        else:
+            assert event.amount < 100, "too much"
+        if len(seen) == 20:
+            await gate("on").wait()
+    """
+    ledger(shop, ONE_BY_ONE.replace("ordered=True", "ordered=True, retries=0"), first.strip())
+    desk = Desk(await start(url))
+    await desk.book("a", 1, 500, *range(2, 22))
+    await desk.service.runtime.relay.work_off()
+    shop.gate("fixed").set()
+    making = asyncio.create_task(desk.rebuild())
+    await until(lambda: len(shop.seen) == 20)
+    await correct(desk, "ledger.balance", 50)
+    shop.gate("on").set()
+    with pytest.raises(shop.module("bus.errors").OperationError, match="corrected meanwhile"):
+        await making
+    await desk.rebuild()
+    assert (await desk.balances())["a"][1].startswith("1 50 2 3 ")
 
 
 async def test_listener_that_is_being_filled_is_filled_by_it(

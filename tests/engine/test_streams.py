@@ -374,6 +374,64 @@ async def test_snapshot_spares_the_events_before_it(shop: Shop, start: Start, ur
         await some.load(stream_id)
 
 
+# Events may leave less than the fields ask for, or what they do not allow.
+LATE = ("total: Decimal = Decimal(0)", "total: Decimal = Decimal(0)\n    closed_by: str")
+BOUNDED = ("total: Decimal = Decimal(0)", "total: Decimal = Field(Decimal(0), le=2)")
+ODD = ("self.total += event.amount", "self.total += event.amount; self.name = object()")
+WAITS = "no snapshot is taken: it could not be read"
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (LATE, "Counter.closed_by: Field required"),
+        (BOUNDED, "Counter.total: Input should be less than or equal to 2"),
+        (ODD, "PydanticSerializationError"),
+    ],
+    ids=["late", "bounded", "odd"],
+)
+async def test_snapshot_that_could_not_be_read_is_not_taken(
+    shop: Shop,
+    start: Start,
+    sqlite_url: str,
+    logged: list[Any],
+    change: tuple[str, str],
+    error: str,
+) -> None:
+    models = f"from pydantic import Field\n{MODELS.replace(*change)}"
+    some = await counters(shop, start, sqlite_url, models)
+    stream_id = await some.open()
+    for amount in range(2, 6):
+        await some.add(stream_id, amount)
+    loaded = await some.load(stream_id)
+    assert (loaded.version, loaded.total) == (5, 14)
+    assert await some.service.rows("SELECT * FROM notes_snapshots") == []
+    (told,) = [one for one in logged if one["log_level"] == "warning"]
+    assert (told["event"], told["table"], told["stream"], told["error"]) == (
+        *(WAITS, "notes_snapshots", str(stream_id), error),
+    )
+
+
+async def test_snapshot_that_cannot_be_read_is_passed_over(
+    shop: Shop, start: Start, url: str, logged: list[Any]
+) -> None:
+    some = await counters(shop, start, url)
+    stream_id = await some.open(1, 2)
+    await some.add(stream_id, 3, 4, 5)
+    await some.service.write("""UPDATE notes_snapshots SET state = '{"name": "hits"}'""")
+    loaded = await some.load(stream_id)
+    assert (loaded.version, loaded.total) == (6, 15)
+    assert (await some.load(stream_id, version=4)).total == 6
+    warned = [one for one in logged if one["log_level"] == "warning"]
+    assert [one["event"] for one in warned] == ["a snapshot cannot be read, all events are"] * 2
+    assert "Counter.id: Field required" in warned[0]["error"]
+    await some.add(stream_id, 1, 1, 1)
+    logged.clear()
+    assert (await some.load(stream_id)).total == 18
+    assert [one for one in logged if one["log_level"] == "warning"] == []
+
+
 # ------------------------------------------------------------------- events of another age
 
 

@@ -1,7 +1,9 @@
 """The command line."""
 
 import asyncio
+import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -49,6 +51,8 @@ cli.add_typer(template, name="template")
 # The logs are the service's own.
 _SERVER: dict[str, Any] = {"log_config": None, "access_log": False}
 _SECONDS_BETWEEN_LOOKS = 0.5
+# What keeps standard output from being written; a pipe that is closed just ends the command.
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")]
@@ -58,7 +62,14 @@ def main() -> None:
     """Run a command."""
     with _told_in_a_line():
         check_dotenv()
-        cli()
+        try:
+            cli()
+        except OSError as error:
+            if error.errno not in _UNWRITTEN:
+                raise
+            # What is left of the output would fail once more at the very end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(f"Standard output cannot be written: {error.strerror}.")
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def replay(
 ) -> None:
     """Run a listener again over past events; what it did for them it does again."""
     planned = run_operations(lambda operations: operations.plan_replay(listener, where))
-    total = len(planned.positions)
+    total = len(planned.places)
     tell_counts([{"event": name, "count": n} for name, n in planned.counts.items()], as_json)
     if total:
         again = "What it did for them it does again, unless it finds that it is done already."

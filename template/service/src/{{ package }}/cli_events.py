@@ -4,7 +4,8 @@ import asyncio
 import json
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -39,7 +40,7 @@ Where = Annotated[
     str, typer.Option(help="Which: 'state=dead listener=a.b error~Timeout since=1h'.")
 ]
 WhereScheduled = Annotated[str, typer.Option(help="Which: event, key, correlation or id.")]
-Limit = Annotated[int, typer.Option(min=1, help="No more than so many.")]
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="No more than so many.")]
 
 
 @events.command("list")
@@ -136,7 +137,10 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="It is JSON anyway.")] = False,
 ) -> None:
     """Deliveries with their events, a line of JSON for each."""
-    run_operations(lambda operations: _export(operations, where, output))
+    try:
+        run_operations(lambda operations: _export(operations, where, output))
+    except _UnwrittenError as unwritten:
+        raise unwritten.error from None
 
 
 def run_operations(do: Callable[[Operations], Awaitable[T]]) -> T:
@@ -199,13 +203,34 @@ async def _workers(operations: Operations) -> tuple[Sequence[Row], Sequence[str]
 
 
 async def _export(operations: Operations, where: str, output: Path | None) -> None:
-    file = output.open("w", encoding="utf-8") if output else sys.stdout
+    with _writing(output):
+        file = output.open("w", encoding="utf-8") if output else sys.stdout
     try:
         async for row in operations.export(where):
-            print(json.dumps(row, default=text), file=file)
+            with _writing(output):
+                print(json.dumps(row, default=text), file=file)
     finally:
-        if output:
-            file.close()
+        with _writing(output):
+            file.close() if output else print(end="", flush=True)
+
+
+class _UnwrittenError(Exception):
+    """An error of standard output, which is none of the database."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _writing(output: Path | None) -> Iterator[None]:
+    """Blames the file for what goes wrong inside."""
+    try:
+        yield
+    except OSError as error:
+        if output is None:
+            raise _UnwrittenError(error) from error
+        raise OperationError(f"{output} cannot be written: {error.strerror}.") from error
 
 
 def _id(given: str) -> int | UUID:

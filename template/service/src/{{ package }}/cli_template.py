@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -331,9 +332,22 @@ def _refuse_conflicts() -> None:
 
 def _conflicts() -> list[str]:
     """Where markers are, as file:line, and files of rejected hunks."""
-    marks = _git("grep", "--untracked", "-InE", "^<{7} ", "--", ".", fails_with=1)
+    pattern = "^(<{7} |={7}[[:space:]]*$|>{7} )"
+    marks = _git("grep", "--untracked", "-InE", pattern, "--", ".", fails_with=1)
     rejected = _git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*.rej")
-    return [":".join(line.split(":")[:2]) for line in marks.splitlines()] + rejected.splitlines()
+    return [*_begun(marks), *rejected.splitlines()]
+
+
+def _begun(marks: str) -> Iterator[str]:
+    """Where all three markers follow each other: one alone may be part of a text."""
+    begun, seen = ("", ""), ""
+    for file, line, mark in re.findall(r"^(.+?):(\d+):([<=>])", marks, re.MULTILINE):
+        if mark == "<":
+            begun, seen = (file, line), mark
+        elif file == begun[0] and f"{seen}{mark}" in ("<=", "<=>"):
+            seen += mark
+            if mark == ">":
+                yield ":".join(begun)
 
 
 def _tell_removed() -> None:

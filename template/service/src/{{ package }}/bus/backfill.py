@@ -94,5 +94,7 @@ _FILL = insert_deliveries(
     tables.subscription.c.id == sa.bindparam("subscription"),
     tables.event.c.position > sa.bindparam("above"),
     tables.event.c.position <= sa.bindparam("upto"),
+    # Corrections are for the listeners that could not do with what was published.
+    tables.corrected_for().is_(None),
     waiting=sa.true(),
 )

@@ -1,6 +1,7 @@
 """The database as engines: one that writes, one that cannot, and one for queries."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,25 @@ _WORKERS_OWN = 2
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 
-# What may follow the ? of a PostgreSQL URL, and what the driver calls it.
+# What may follow the ? of a URL; SQLite itself knows the second ones, in the name of a file.
 _OPTIONS = {
-    "host": "host",
-    "port": "port",
-    "ssl": "ssl",
-    "sslmode": "ssl",
-    "prepared_statement_cache_size": "prepared_statement_cache_size",
+    "postgresql": ("host", "port", "ssl", "sslmode", "prepared_statement_cache_size"),
+    "sqlite": ("uri", "timeout", "cached_statements"),
 }
+_OF_FILES = ("mode", "cache", "immutable", "modeof", "nolock", "psow", "vfs")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_IS_COUNT = (r"\d{1,9}", "a number")
+_IS_SSL_MODE = ("|".join(_SSL_MODES), f"one of {', '.join(_SSL_MODES)}")
+_LAST_PORT = 65535
+# What options have to look like, if that is not left to the server or to SQLite.
+_LOOKS = {
+    "ssl": _IS_SSL_MODE,
+    "sslmode": _IS_SSL_MODE,
+    "prepared_statement_cache_size": _IS_COUNT,
+    "cached_statements": _IS_COUNT,
+    "timeout": (r"\d{1,9}(\.\d{1,9})?", "a number of seconds"),
+    "uri": ("true|1", "true"),
+}
 
 
 class Database:
@@ -126,29 +137,60 @@ def _async_url(text: str, setting: str = "DATABASE_URL") -> URL:
     backend = url.get_backend_name()
     if backend not in _DRIVERS:
         raise WiringError(f"{setting}: expected {_FORMS}, got {backend}://")
-    if backend == "postgresql":
-        url = url.set(query=_options(url, setting))
-    elif _in_memory(url):
-        raise WiringError(f"{setting}: expected a file, such as sqlite:///shop.db")
-    return url.set(drivername=_DRIVERS[backend])
+    if "%00" in text or "\0" in text:
+        raise WiringError(f"{setting}: expected no %00, which no name can have in it")
+    _refuse_options(url, backend, setting)
+    if backend == "sqlite":
+        _refuse_file(url, setting)
+    elif "sslmode" in url.query:
+        # What the driver calls it.
+        others = url.difference_update_query(["sslmode"])
+        url = others.update_query_dict({"ssl": url.query["sslmode"]})
+    url = url.set(drivername=_DRIVERS[backend])
+    _refuse_hosts(url, setting)
+    return url
 
 
-def _in_memory(url: URL) -> bool:
-    name = url.database or ":memory:"
-    return ":memory:" in name or url.query.get("mode") == "memory" or "vfs" in url.query
-
-
-def _options(url: URL, setting: str) -> dict[str, Any]:
-    if unknown := sorted(url.query.keys() - _OPTIONS.keys()):
+def _refuse_options(url: URL, backend: str, setting: str) -> None:
+    known = _OPTIONS[backend]
+    if backend == "sqlite" and "uri" in url.query:
+        known += _OF_FILES
+    if unknown := sorted(url.query.keys() - {*known}):
+        hint = " PGSSLROOTCERT, PGSSLCERT and PGSSLKEY in the environment name certificates."
+        if backend == "sqlite":
+            hint = " What SQLite knows itself needs sqlite:///file:NAME?uri=true&…"
         raise WiringError(
-            f"{setting}: expected options among {', '.join(_OPTIONS)}, got"
-            f" {', '.join(unknown)}. Remove it; PGSSLROOTCERT, PGSSLCERT and PGSSLKEY in the"
-            " environment name certificates."
+            f"{setting}: expected options among {', '.join(known)}, got {', '.join(unknown)}."
+            f" Remove it.{hint}"
         )
-    options = {_OPTIONS[name]: value for name, value in url.query.items()}
-    if options.get("ssl", "prefer") not in _SSL_MODES:
-        raise WiringError(f"{setting}: expected sslmode to be one of {', '.join(_SSL_MODES)}")
-    return options
+    for name in url.query.keys() & _LOOKS.keys():
+        (pattern, meaning), value = _LOOKS[name], url.query[name]
+        if not (isinstance(value, str) and re.fullmatch(pattern, value)):
+            raise WiringError(f"{setting}: expected {name} to be {meaning}")
+
+
+def _refuse_file(url: URL, setting: str) -> None:
+    name = url.database or ":memory:"
+    if ":memory:" in name or url.query.get("mode") == "memory" or "vfs" in url.query:
+        raise WiringError(f"{setting}: expected a file, such as sqlite:///shop.db")
+    if "uri" in url.query and not name.startswith("file:"):
+        raise WiringError(f"{setting}: expected uri=true behind sqlite:///file:NAME only")
+    if url.host or url.port or url.username or url.password:
+        raise WiringError(f"{setting}: expected a file behind three slashes, sqlite:///FILE")
+
+
+def _refuse_hosts(url: URL, setting: str) -> None:
+    try:
+        _, given = url.get_dialect()().create_connect_args(url)
+    except (exc.ArgumentError, ValueError):
+        raise WiringError(
+            f"{setting}: expected a port, or for several hosts as many ports:"
+            " ?host=HOST,HOST&port=PORT,PORT"
+        ) from None
+    ports = given.get("port") or []
+    for port in ports if isinstance(ports, list) else [ports]:
+        if not 0 < port <= _LAST_PORT:
+            raise WiringError(f"{setting}: expected ports from 1 to {_LAST_PORT}, got {port}")
 
 
 def _postgresql_engine(url: URL, *, pool_size: int) -> AsyncEngine:

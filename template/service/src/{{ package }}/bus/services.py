@@ -78,7 +78,7 @@ class Services:
 
 
 def told(error: ValidationError) -> str:
-    """What is wrong with settings, in one line, without what was found: it may be a secret."""
+    """What does not fit, such as settings, in one line, without what was found: a secret, maybe."""
     return "; ".join(
         f"{'.'.join([error.title, *map(str, one['loc'])])}: {one['msg']}" for one in error.errors()
     )

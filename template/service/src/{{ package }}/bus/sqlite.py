@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import aiosqlite
 from sqlalchemy import event, exc
@@ -111,6 +112,12 @@ def _begin(connection: sqlite3.Connection, to_write: bool) -> int | None:
     return version
 
 
+def file_of(url: URL) -> tuple[str, bool]:
+    """The file as SQLite is given it, and whether that is a URI: file:NAME?mode=…"""
+    (name,), options = url.get_dialect()().create_connect_args(url)
+    return name, options.get("uri", False)
+
+
 def _connect(*args: Any, **options: Any) -> _Connection:
     connection = _Connection(partial(sqlite3.connect, *args, **options), _FIRST_ROWS)
     # As SQLAlchemy does with those that it makes: a thread that is left ends with the process.
@@ -138,12 +145,17 @@ def sqlite_engine(
         # By on_reset, only where there is something to roll back.
         pool_reset_on_return=None,
         # The driver's own transaction handling would leave SELECTs outside of transactions.
-        connect_args={"isolation_level": None, "timeout": 30, "async_creator_fn": _connect},
+        connect_args={
+            "isolation_level": None,
+            "timeout": float(str(url.query.get("timeout", 30))),
+            "async_creator_fn": _connect,
+        },
     )
+    name, is_uri = file_of(url)
+    file = Path(unquote(urlsplit(name).path) if is_uri else name)
 
     def on_do_connect(*_: object) -> None:
         # Left to find out by itself, the driver's thread ends in a traceback of its own.
-        file = Path(url.database or "")
         if not file.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {file.parent}")
         if file.is_dir():

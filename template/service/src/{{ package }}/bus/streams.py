@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
+from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -21,10 +23,13 @@ from .context import Context
 from .errors import BusError
 from .payloads import from_payload, payload_of
 from .recording import log_of
+from .services import told as invalid
 from .types import Utc
 
 # The type of the last row of a stream that was erased.
 ERASED = "erased"
+
+log = structlog.stdlib.get_logger(__name__)
 
 _JSON = sa.JSON(none_as_null=True)
 _LATEST = 2**31 - 1
@@ -68,6 +73,9 @@ class Streams(Generic[A]):
     ) -> None:
         """A snapshot is taken every so many versions; it saves time, and nothing depends on it.
 
+        One that could not be read back is not taken; both that, and one that is stored and cannot
+        be read, are logged as warnings.
+
         Raises TypeError if evolve does not say which events there are, or if two have one name.
         """
         self._aggregate = aggregate
@@ -85,22 +93,8 @@ class Streams(Generic[A]):
 
         Raises BusError for an event that this code does not know.
         """
-        given = {
-            "stream_id": stream_id,
-            "upto": _LATEST if version is None else version,
-            "schema": self._aggregate.snapshot_schema,
-        }
-        aggregate: A | None = None
-        for row in await session.execute(self._load, given):
-            if row.payload is None:
-                return None
-            if row.state is not None:
-                aggregate = from_payload(self._aggregate, row.state)
-                continue
-            if aggregate is None:
-                aggregate = self._aggregate.blank(stream_id, row.recorded_at)
-            aggregate.replay(self._event(row.type, row.event_version, row.payload))
-        return aggregate
+        upto = _LATEST if version is None else version
+        return await self._read(session, stream_id, upto, self._aggregate.snapshot_schema)
 
     async def append(self, session: AsyncSession, aggregate: A) -> None:
         """Store the new events of an aggregate, if there are any.
@@ -140,6 +134,37 @@ class Streams(Generic[A]):
             await session.execute(sa.update(events).where(of_stream).values(payload=None))
             await session.execute(sa.delete(snapshots).where(snapshots.c.stream_id == stream_id))
         return True
+
+    async def _read(
+        self, session: AsyncSession, stream_id: UUID, upto: int, schema: int | None
+    ) -> A | None:
+        """What load gives, by snapshots of this schema; None: by none."""
+        given = {"stream_id": stream_id, "upto": upto, "schema": schema}
+        aggregate: A | None = None
+        for row in await session.execute(self._load, given):
+            if row.payload is None:
+                return None
+            if row.state is not None:
+                aggregate = self._of_snapshot(row.state, stream_id)
+                if aggregate is None:
+                    return await self._read(session, stream_id, upto, None)
+                continue
+            if aggregate is None:
+                aggregate = self._aggregate.blank(stream_id, row.recorded_at)
+            aggregate.replay(self._event(row.type, row.event_version, row.payload))
+        return aggregate
+
+    def _of_snapshot(self, state: Payload, stream_id: UUID) -> A | None:
+        try:
+            return from_payload(self._aggregate, state)
+        except Exception as error:
+            self._warn("a snapshot cannot be read, all events are", stream_id, error)
+            return None
+
+    def _warn(self, told: str, stream_id: UUID, error: Exception) -> None:
+        # What the fields hold is not told: it may be erased one day, and the log is not.
+        why = invalid(error) if isinstance(error, ValidationError) else type(error).__name__
+        log.warning(told, table=self._snapshots.name, stream=str(stream_id), error=why)
 
     def _event(self, type_: str, version: int, payload: Payload) -> StreamEvent:
         kind = self._types.get(type_)
@@ -187,6 +212,11 @@ class Streams(Generic[A]):
             raise _stale(self._events, stream_id, before) from error
 
     async def _take_snapshot(self, session: AsyncSession, aggregate: A) -> None:
+        try:
+            from_payload(self._aggregate, payload_of(aggregate))
+        except Exception as error:
+            # Events may make what the types of the fields do not allow: that is no reason to fail.
+            return self._warn("no snapshot is taken: it could not be read", aggregate.id, error)
         row = {
             "stream_id": aggregate.id,
             "version": aggregate.version,
@@ -194,6 +224,7 @@ class Streams(Generic[A]):
             "state": payload_of(aggregate),
         }
         await session.execute(sa.insert(self._snapshots), row)
+        return None
 
 
 def _stale(events: sa.Table, stream_id: UUID, version: int) -> StaleDataError:

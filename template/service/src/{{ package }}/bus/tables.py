@@ -119,6 +119,12 @@ def current_transaction() -> sa.ColumnElement[int]:
     return sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
 
 
+def corrected_for() -> sa.ColumnElement[int]:
+    """The only subscription that an event is for: it was corrected by hand. NULL for others."""
+    found: sa.ColumnElement[int] = event.c.headers["edited_for"].as_integer()
+    return found
+
+
 def is_live(of: sa.FromClause = subscription) -> sa.ColumnElement[bool]:
     """Whether a subscription gets what is published: not retired, not being filled."""
     return sa.and_(of.c.retired_at.is_(None), of.c.backfilled_to.is_(None))

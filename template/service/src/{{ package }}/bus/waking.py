@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from .engines import Database
+from .sqlite import file_of
 
 log = structlog.get_logger()
 
@@ -70,8 +71,9 @@ class Waker:
 
     async def _watch(self) -> None:
         # In this thread: reading a number in shared memory takes less than asking another thread.
+        file, is_uri = file_of(self._database.url)
         with suppress(sqlite3.Error):
-            connection = sqlite3.connect(str(self._database.url.database), timeout=0)
+            connection = sqlite3.connect(file, timeout=0, uri=is_uri)
         try:
             seen, commits = None, 0
             while True:

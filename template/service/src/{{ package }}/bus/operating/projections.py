@@ -75,7 +75,8 @@ class Projections(Standing):
             if subscribed.retired_at is not None:
                 raise OperationError(f"{listener} is retired: nothing would keep it up to date.")
             await refuse_below_floor(connection)
-            count = sa.select(sa.func.count()).where(event.c.name.in_(model.events))
+            mine = event.c.name.in_(model.events), tables.corrected_for().is_(None)
+            count = sa.select(sa.func.count()).where(*mine)
             return Rebuild(model, subscribed, await connection.scalar(count) or 0)
 
     async def rebuild(

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +19,7 @@ from ..subscriptions import LOCK_TIMEOUT, lock_log, log_floor, until_locked
 from ..unit import Completion
 from ..work import Listener
 from .audit import Audit
+from .corrections import Corrections
 from .rows_only import RowsOnly
 from .standing import Subscribed
 from .temporary import is_refused, make_like, writing_nothing_else
@@ -81,7 +81,7 @@ class Making:
         self._audit = audit
         # Live tables and temporary ones, by names that do not mean the other.
         self._pairs = list[tuple[sa.Table, sa.Table]]()
-        self._corrected = set[UUID]()
+        self._corrections = Corrections(planned.subscribed.id, planned.model.events)
         # The new rows are what the events up to this position make.
         self._at = 0
 
@@ -94,7 +94,6 @@ class Making:
         async with self._connection.begin():
             for table in self._planned.model.tables:
                 self._pairs.append(await make_like(self._connection, table))
-            self._corrected = await self._find_corrected()
         upto, before = 0, sys.maxsize
         while True:
             newest = await until_locked(self._newest)
@@ -122,13 +121,6 @@ class Making:
         async with engine.begin() as connection:
             return await lock_log(connection)
 
-    async def _find_corrected(self) -> set[UUID]:
-        """Events in whose place this listener was given others, by hand."""
-        headers = tables.event.c.headers
-        mine = headers["edited_for"].as_integer() == self._planned.subscribed.id
-        found = await self._connection.scalars(sa.select(headers).where(mine))
-        return {UUID(one["edited_from"]) for one in found}
-
     async def _run(self, call: Route, message: Any, completion: Completion | None = None) -> Any:
         """Run call(message, bus) as a transaction of this connection."""
         unit = RowsOnly(self._database, self._connection, self._clock, completion)
@@ -138,11 +130,13 @@ class Making:
         """Run the listener for the next events; how many there were."""
         session = bus.session
         assert session is not None
-        rows = (await session.execute(_next(self._planned.model.events, self._at, upto))).all()
+        connection = await session.connection()
         row = None
         try:
+            rows = await self._next(connection, upto)
+            given = await self._given(connection, rows)
             async with writing_nothing_else(session):
-                for group in self._grouped(rows):
+                for group in self._grouped(given):
                     row = group[-1]
                     await self._listen(group, bus)
         except Exception as error:
@@ -150,22 +144,34 @@ class Making:
         self._at = rows[-1].position if len(rows) == _CHUNK else upto
         return len(rows)
 
+    async def _next(self, connection: AsyncConnection, upto: int) -> Sequence[Any]:
+        """The next events, without those that correct others."""
+        places = await self._corrections.read(connection, upto)
+        if any(place <= self._at for place in places):
+            raise OperationError("an event of it was corrected meanwhile: begin once more")
+        event = tables.event
+        query = (
+            _EVENTS.where(event.c.name.in_(self._planned.model.events))
+            .where(event.c.position > self._at, event.c.position <= upto)
+            .where(tables.corrected_for().is_(None))
+            .limit(_CHUNK)
+        )
+        return (await connection.execute(query)).all()
+
+    async def _given(self, connection: AsyncConnection, rows: Sequence[Any]) -> Sequence[Any]:
+        """What the listener gets for these events, in their order."""
+        given = [self._corrections.given_at(row.position) for row in rows]
+        found = {row.position: row for row in rows}
+        if others := [position for position in given if position not in found]:
+            query = _EVENTS.where(tables.event.c.position.in_(others))
+            found |= {row.position: row for row in await connection.execute(query)}
+        # If one is gone, more are: what replaces the live rows refuses.
+        return [found[position] for position in given if position in found]
+
     def _grouped(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """The events that the listener gets at once."""
-        mine = [row for row in rows if self._is_mine(row)]
         many = self._listener.mark.batch if self._listener.takes_list else 1
-        return (mine[at : at + many] for at in range(0, len(mine), many))
-
-    def _is_mine(self, row: Any) -> bool:
-        """Whether it is no correction for another listener, and has none for this one."""
-        edited_for = row.headers.get("edited_for")
-        if edited_for is None or row.id in self._corrected:
-            return row.id not in self._corrected
-        if edited_for != self._planned.subscribed.id:
-            return False
-        if UUID(row.headers["edited_from"]) not in self._corrected:
-            raise OperationError("an event of it was corrected meanwhile: begin once more")
-        return True
+        return (rows[at : at + many] for at in range(0, len(rows), many))
 
     async def _listen(self, rows: Sequence[Any], bus: Bus) -> None:
         listener, last = self._listener, rows[-1]
@@ -246,12 +252,9 @@ class _Last:
         await self._replace(connection)
 
 
-def _next(names: Sequence[str], after: int, upto: int) -> sa.Select[Any]:
-    event = tables.event
-    columns = ("id", "position", "name", "version", "payload", "headers", "correlation_id")
-    return (
-        sa.select(*(event.c[name] for name in columns))
-        .where(event.c.name.in_(names), event.c.position > after, event.c.position <= upto)
-        .order_by(event.c.position)
-        .limit(_CHUNK)
+_EVENTS = sa.select(
+    *(
+        tables.event.c[name]
+        for name in ("id", "position", "name", "version", "payload", "headers", "correlation_id")
     )
+).order_by(tables.event.c.position)

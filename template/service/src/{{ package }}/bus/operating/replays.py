@@ -16,6 +16,7 @@ from ..lanes import lock_keys, promote
 from ..subscriptions import log_floor
 from ..waking import waking
 from .audit import Audit
+from .corrections import Corrections
 from .filters import OF_EVENTS, Filter
 from .standing import Subscribed
 
@@ -26,34 +27,47 @@ _CHUNK = 1000
 class Replay:
     """The events that a listener is to run over again, fixed when they were counted.
 
-    positions are their places in the log; counts has how many there are by name.
+    places are their positions in the log; where one was corrected for the listener, corrected has
+    the position of what it gets instead. counts has how many there are by name.
     """
 
     listener: Subscribed
     filter: str
-    positions: tuple[int, ...]
+    places: tuple[int, ...]
+    corrected: Mapping[int, int]
     counts: Mapping[str, int]
 
 
 async def plan(connection: AsyncConnection, listener: Subscribed, found: Filter) -> Replay:
-    """The past events that a listener wants and a filter means. Raises OperationError."""
+    """The past events that a listener wants and a filter means. Raises OperationError.
+
+    A correction that was made for the listener stands for the event that it corrects, and is meant
+    if either of them is; one for another listener is none of its events.
+    """
     if listener.retired_at is not None:
         raise OperationError(f"{listener.listener} is retired: nothing would run the replay.")
     event = tables.event
     conditions = found.only(OF_EVENTS).conditions({})
     if found.value("id") is None:
         await _refuse_below_floor(connection, found.value("since"))
+    corrections = Corrections(listener.id, listener.events)
+    await corrections.read(connection)
+    mine = sa.or_(tables.corrected_for().is_(None), tables.corrected_for() == listener.id)
     rows = await connection.execute(
         sa.select(event.c.position, event.c.name)
-        .where(event.c.name.in_(listener.events), *conditions)
+        .where(event.c.name.in_(listener.events), mine, *conditions)
         .order_by(event.c.position)
     )
-    names: Counter[str] = Counter()
-    positions = []
+    places, counts = set[int](), Counter[str]()
     for position, name in rows:
-        positions.append(position)
-        names[name] += 1
-    return Replay(listener, found.text, tuple(positions), dict(names))
+        place = corrections.place_of(position)
+        if place not in places:
+            places.add(place)
+            counts[name] += 1
+    corrected = {
+        place: given for place in places if (given := corrections.given_at(place)) != place
+    }
+    return Replay(listener, found.text, tuple(sorted(places)), corrected, counts)
 
 
 async def play(
@@ -70,13 +84,13 @@ async def play(
     An event that was removed meanwhile gets none. The audit row counts what is inserted, so that
     it is right even if this is interrupted.
     """
-    run, details = 0, {"listener": planned.listener.listener, "events": len(planned.positions)}
+    run, details = 0, {"listener": planned.listener.listener, "events": len(planned.places)}
     audit = Audit("replay", planned.filter, who=who, reason=reason, details=details)
-    for at in range(0, len(planned.positions), _CHUNK):
-        chunk = planned.positions[at : at + _CHUNK]
+    for at in range(0, len(planned.places), _CHUNK):
+        chunk = planned.places[at : at + _CHUNK]
         async with waking(database) as connection:
             run = run or await _next_run(connection, planned.listener.id)
-            made = await _insert(connection, planned.listener, run, chunk, now())
+            made = await _insert(connection, planned, run, chunk, now())
             await audit.add(connection, made, now())
         progress(len(chunk))
     return audit.count
@@ -118,13 +132,17 @@ async def _next_run(connection: AsyncConnection, subscription: int) -> int:
 
 async def _insert(
     connection: AsyncConnection,
-    listener: Subscribed,
+    planned: Replay,
     run: int,
-    positions: Sequence[int],
+    places: Sequence[int],
     now: dt.datetime,
 ) -> int:
-    event, delivery = tables.event, tables.delivery
-    of_these = event.c.position.in_(positions)
+    event, delivery, listener = tables.event, tables.delivery, planned.listener
+    corrected = {planned.corrected[one]: one for one in places if one in planned.corrected}
+    of_these = event.c.position.in_([planned.corrected.get(one, one) for one in places])
+    place: sa.ColumnElement[int] = event.c.position
+    if corrected:
+        place = sa.case(corrected, value=event.c.position, else_=event.c.position)
     if listener.ordered:
         await lock_keys(
             connection, await connection.scalars(sa.select(event.c.key).where(of_these))
@@ -141,12 +159,7 @@ async def _insert(
         "losses": sa.literal(0, sa.Integer),
     }
     # Held, so that retention does not remove an event that gets a delivery.
-    rows = (
-        sa.select(*values.values())
-        .where(of_these)
-        .order_by(event.c.position)
-        .with_for_update(read=True)
-    )
+    rows = sa.select(*values.values()).where(of_these).order_by(place).with_for_update(read=True)
     made = await connection.execute(
         sa.insert(delivery).from_select(list(values), rows).returning(delivery.c.lane)
     )
