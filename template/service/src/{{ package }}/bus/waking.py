@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import greenlet_spawn
 
 from .engines import Database
 from .sqlite import file_of
@@ -128,10 +129,12 @@ async def notify(database: Database) -> None:
         database.on_others()
         return
     try:
-        async with database.worker.connect() as connection:
-            raw = await connection.get_raw_connection()
+        raw = await database.worker.raw_connection()
+        try:
             driver: Any = raw.driver_connection
             await driver.execute(_NOTIFY)
+        finally:
+            await greenlet_spawn(raw.close)
     except Exception as error:
         log.warning("other processes were not woken", error=repr(error))
 
