@@ -1,5 +1,6 @@
 """What the driver of SQLite is asked, and that every row of the answer comes."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .conftest import Shop
+from .conftest import Relays, Shop, Start, notes, options, until
+from .conftest import write as note
 
 pytestmark = pytest.mark.anyio
 
@@ -95,3 +97,51 @@ async def test_statement_is_one_call_to_the_drivers_thread(
     assert len(calls) == 2
     await connection.execute(ALL)
     assert len(calls) == 5  # The rest of the rows, and the end.
+
+
+async def test_writer_tells_of_what_others_commit(shop: Shop, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    ours, theirs, told = shop.database(url), shop.database(url), []
+    await write(ours)
+    ours.on_others = lambda: told.append("others")
+    await write(ours)
+    assert told == []
+    await write(theirs)
+    await write(ours)
+    assert told == ["others"]
+    await write(ours)
+    assert told == ["others"]
+    await ours.close()
+    await theirs.close()
+
+
+async def write(database: Any) -> None:
+    async with database.writer.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE IF NOT EXISTS numbers (number INTEGER)"))
+        await connection.execute(sa.text("INSERT INTO numbers VALUES (1)"))
+
+
+async def test_relay_hears_of_others_while_its_own_process_commits(
+    shop: Shop, start: Start, sqlite_url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            session.add(Note(text=str(uuid4())))
+        """,
+        listeners="@listen\nasync def hear(event: NoteWritten) -> None: seen.append(event.text)",
+    )
+    service = await start(sqlite_url, relay=options(shop, poll=3600))
+    other = await start(sqlite_url)
+    relays(service)
+    await until(lambda: bool(service.runtime.relay.alive))
+
+    async def commit_all_the_time() -> None:
+        while not shop.seen:
+            await service.send(shop.messages().Run())
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(commit_all_the_time(), note(other, "a"))
+    assert shop.seen == ["a"]
