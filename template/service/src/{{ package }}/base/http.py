@@ -107,8 +107,9 @@ async def bus_of(
     key = None if request.method in _READING else idempotency_key
     if key is not None and len(request.headers.getlist(_IDEMPOTENCY_KEY)) > 1:
         raise IdempotencyKeyError("The header Idempotency-Key came more than once: send one.")
+    made: Bus = request.app.state.runtime.bus(context, key)
     # The answer tells what was published on it.
-    state.bus = bus = RequestBus(request.app.state.runtime.routes, context, key)
+    state.bus = bus = RequestBus(made._routes, context, key)
     return bus
 
 

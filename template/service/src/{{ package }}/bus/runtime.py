@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic_settings import BaseSettings
 
-from .bus import Bus, RouteTable
+from .bus import Bus
 from .catalog import Catalog, read
 from .claims import Delivery
 from .clock import Clock
@@ -80,11 +80,6 @@ class Runtime:
         """`router` of each slice that runs here and has one."""
         modules = [m for one in self.slices for m in self.catalog.modules[one.name]]
         return [m.router for m in modules if m.__name__.endswith(".router")]
-
-    @property
-    def routes(self) -> RouteTable:
-        """What a bus sends by."""
-        return self._routes.messages
 
     def bus(self, context: Context | None = None, idempotency_key: str | None = None) -> Bus:
         """A bus for one request; each send on it is a unit of work of its own.
