@@ -29,8 +29,8 @@ from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
 from .bus.errors import OperationError, UnreachableError
 from .bus.runtime import Runtime, build, choose
-from .bus.services import told
 from .bus.subscriptions import subscribe, wanted_by
+from .bus.texts import told
 from .cli_changes import changes
 from .cli_contracts import contracts
 from .cli_events import events

@@ -1,4 +1,4 @@
-"""The database as engines: one that writes, one that cannot, and one for queries."""
+"""The database as engines: to write, to read, for queries, and for what workers ask."""
 
 import asyncio
 import re

@@ -30,7 +30,7 @@ class NotSeenInTimeError(TimeoutError):
 
 
 class UnitDoomedError(BusError):
-    """A nested send failed and its caller went on: nothing of this unit can be committed."""
+    """A part of this unit failed and its caller went on: nothing of it can be committed."""
 
 
 class RefusedError(Exception):

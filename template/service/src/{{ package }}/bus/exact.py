@@ -78,6 +78,10 @@ class Exact(sa.TypeDecorator[Decimal]):
         return Decimal(value)
 
 
+# SQLite's forms of all operations, calls and casts: SQLAlchemy's own, but for those that would be
+# wrong of a decimal. Each statement is looked at once, when it is compiled.
+
+
 @compiles(sa.BinaryExpression, "sqlite")
 def _operation(element: sa.BinaryExpression[Any], compiler: Any, **options: Any) -> Any:
     exact = [isinstance(side.type, Exact) for side in (element.left, element.right)]

@@ -344,6 +344,7 @@ class Relay:
     async def _succeeded(self, listener: Listener, claimed: Sequence[Delivery]) -> None:
         await self._works(listener, claimed[0])
         if any(one.lane for one in claimed):
+            # The next of its lane may run now.
             self.wake()
 
     async def _works(self, listener: Listener, delivery: Delivery) -> None:

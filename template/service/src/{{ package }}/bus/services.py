@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from .bus import Bus, QueryBus
 from .context import Context
 from .errors import WiringError
+from .texts import told
 
 
 class Services:
@@ -75,13 +76,6 @@ class Services:
             except ValidationError as error:
                 raise WiringError(told(error)) from error
         return self._instances[wanted]
-
-
-def told(error: ValidationError) -> str:
-    """What does not fit, such as settings, in one line, without what was found: a secret, maybe."""
-    return "; ".join(
-        f"{'.'.join([error.title, *map(str, one['loc'])])}: {one['msg']}" for one in error.errors()
-    )
 
 
 def _is_settings(wanted: Any) -> bool:

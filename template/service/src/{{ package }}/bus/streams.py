@@ -23,7 +23,7 @@ from .context import Context
 from .errors import BusError
 from .payloads import from_payload, payload_of
 from .recording import log_of
-from .services import told as invalid
+from .texts import told
 from .types import Utc
 
 # The type of the last row of a stream that was erased.
@@ -161,10 +161,10 @@ class Streams(Generic[A]):
             self._warn("a snapshot cannot be read, all events are", stream_id, error)
             return None
 
-    def _warn(self, told: str, stream_id: UUID, error: Exception) -> None:
+    def _warn(self, what: str, stream_id: UUID, error: Exception) -> None:
         # What the fields hold is not told: it may be erased one day, and the log is not.
-        why = invalid(error) if isinstance(error, ValidationError) else type(error).__name__
-        log.warning(told, table=self._snapshots.name, stream=str(stream_id), error=why)
+        why = told(error) if isinstance(error, ValidationError) else type(error).__name__
+        log.warning(what, table=self._snapshots.name, stream=str(stream_id), error=why)
 
     def _event(self, type_: str, version: int, payload: Payload) -> StreamEvent:
         kind = self._types.get(type_)
@@ -213,18 +213,19 @@ class Streams(Generic[A]):
 
     async def _take_snapshot(self, session: AsyncSession, aggregate: A) -> None:
         try:
-            from_payload(self._aggregate, payload_of(aggregate))
+            state = payload_of(aggregate)
+            from_payload(self._aggregate, state)
         except Exception as error:
             # Events may make what the types of the fields do not allow: that is no reason to fail.
-            return self._warn("no snapshot is taken: it could not be read", aggregate.id, error)
+            self._warn("no snapshot is taken: it could not be read", aggregate.id, error)
+            return
         row = {
             "stream_id": aggregate.id,
             "version": aggregate.version,
             "schema": aggregate.snapshot_schema,
-            "state": payload_of(aggregate),
+            "state": state,
         }
         await session.execute(sa.insert(self._snapshots), row)
-        return None
 
 
 def _stale(events: sa.Table, stream_id: UUID, version: int) -> StaleDataError:

@@ -1,9 +1,9 @@
-"""Texts: which every database can keep, and the one of any value."""
+"""Texts: which every database can keep, and those of values and errors."""
 
 import re
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 # PostgreSQL stores neither NUL nor half of a surrogate pair, SQLite the first but not the second.
 _NOT_STORED = re.compile("[\0\ud800-\udfff]")
@@ -21,6 +21,13 @@ def said(value: object) -> str:
         return repr(value)
     except Exception as error:
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def told(error: ValidationError) -> str:
+    """What does not fit, such as settings, in one line, without what was found: a secret, maybe."""
+    return "; ".join(
+        f"{'.'.join([error.title, *map(str, one['loc'])])}: {one['msg']}" for one in error.errors()
+    )
 
 
 def check_texts(value: Any) -> None:

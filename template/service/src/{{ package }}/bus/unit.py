@@ -279,7 +279,7 @@ class UnitOfWork:
             self._session.refuse_half()
         if self._doomed_by is not None:
             raise UnitDoomedError(
-                f"Nothing was committed: a nested send, or what a guard proceeded to, failed"
+                "Nothing was committed: a nested send, or what a guard proceeded to, failed"
                 f" ({self._doomed_by!r}) and its caller went on. Let the error through, or do it"
                 " inside `async with bus.savepoint():`."
             ) from self._doomed_by

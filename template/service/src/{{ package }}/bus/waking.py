@@ -134,6 +134,7 @@ async def notify(database: Database) -> None:
             driver: Any = raw.driver_connection
             await driver.execute(_NOTIFY)
         finally:
+            # One too many for the pool is closed, which is awaited.
             await greenlet_spawn(raw.close)
     except Exception as error:
         log.warning("other processes were not woken", error=repr(error))
