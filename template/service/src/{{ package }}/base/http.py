@@ -7,7 +7,9 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.security.base import SecurityBase
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +21,7 @@ from ..bus.context import is_correlation_id, new_correlation_id
 from ..bus.idempotency import KeyedBus
 from . import problems
 from .auth import user_of
+from .openapi import change_document
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -27,6 +30,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PROBES = {"/healthz", "/readyz"}
 _IDEMPOTENCY_KEY = "Idempotency-Key"
 _EVENT_TOKEN = "Event-Token"
+_HEADERS = (_IDEMPOTENCY_KEY, _EVENT_TOKEN)
 _READING = {"GET", "HEAD"}
 _TOKEN_OF_ANSWER = {
     "description": "Names what was published, if anything was: give it to a read that is to show"
@@ -68,30 +72,40 @@ class RequestBus(KeyedBus):
         super()._tell(joined(self.published, token))
 
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias=_IDEMPOTENCY_KEY,
-        description="Send a request again under its key, such as a UUID, and it takes effect once:"
-        " the answer is that to the first. 1 to 200 printable ASCII characters.",
-    ),
-]
+class RequestHeader(SecurityBase):
+    """A dependency that gives all values of a header, which a request need not have.
+
+    FastAPI would make a validator for it, twice for each route. Being a SecurityBase, it is in the
+    document all the same, where `_document_headers` makes a parameter of it.
+    """
+
+    def __init__(self, name: str, description: str) -> None:
+        self.scheme_name = name
+        self.model = APIKey.model_validate(
+            {"in": APIKeyIn.header, "name": name, "description": description}
+        )
+
+    async def __call__(self, request: Request) -> list[str]:
+        return request.headers.getlist(self.scheme_name)
 
 
-async def event_token(
-    request: Request,
-    token: Annotated[
-        str | None,
-        Header(
-            alias=_EVENT_TOKEN,
-            description="Wait until this shows what was changed before: the Event-Token of the"
-            " answer to that request, or several with commas in between. 504 if it takes too long,"
-            " 424 if it needs somebody's help first.",
-        ),
-    ] = None,
-) -> str | None:
-    """All of them, where there may be several headers, of which `token` is one."""
-    return token and ",".join(request.headers.getlist(_EVENT_TOKEN))
+idempotency_keys = RequestHeader(
+    _IDEMPOTENCY_KEY,
+    "Send a request again under its key, such as a UUID, and it takes effect once: the answer is"
+    " that to the first. 1 to 200 printable ASCII characters.",
+)
+
+event_tokens = RequestHeader(
+    _EVENT_TOKEN,
+    "Wait until this shows what was changed before: the Event-Token of the answer to that request,"
+    " or several with commas in between. 504 if it takes too long, 424 if it needs somebody's help"
+    " first.",
+)
+
+
+async def event_token(tokens: Annotated[list[str], Depends(event_tokens)]) -> str | None:
+    """All of them, where there may be several headers."""
+    return ",".join(tokens) or None
 
 
 EventToken = Annotated[str | None, Depends(event_token)]
@@ -100,13 +114,15 @@ EventToken = Annotated[str | None, Depends(event_token)]
 async def bus_of(
     request: Request,
     user: Annotated[User | None, Depends(user_of)],
-    idempotency_key: IdempotencyKey = None,
+    keys: Annotated[list[str], Depends(idempotency_keys)],
 ) -> Bus:
     state = request.state
     context = Context(user=user, correlation_id=state.correlation_id, trace=state.trace)
-    key = None if request.method in _READING else idempotency_key
-    if key is not None and len(request.headers.getlist(_IDEMPOTENCY_KEY)) > 1:
+    if request.method in _READING:
+        keys = []
+    if len(keys) > 1:
         raise IdempotencyKeyError("The header Idempotency-Key came more than once: send one.")
+    key = keys[0] if keys else None
     made: Bus = request.app.state.runtime.bus(context, key)
     # The answer tells what was published on it.
     state.bus = bus = RequestBus(made._routes, context, key)
@@ -119,31 +135,41 @@ BusDep = Annotated[Bus, Depends(bus_of)]
 def install(app: FastAPI) -> None:
     """Give requests their context; let OpenAPI show their headers where they count."""
     app.add_middleware(RequestContext)
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        for path in document.get("paths", {}).values():
-            for method, operation in path.items():
-                if method.upper() in _READING:
-                    _leave_out_the_key(operation)
-                else:
-                    _show_the_token(operation)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    change_document(app, _document_headers)
 
 
-def _leave_out_the_key(operation: dict[str, Any]) -> None:
-    parameters = operation.pop("parameters", [])
-    if others := [one for one in parameters if one.get("name") != _IDEMPOTENCY_KEY]:
-        operation["parameters"] = others
+def _document_headers(document: dict[str, Any]) -> None:
+    components = document.get("components", {})
+    schemes = components.pop("securitySchemes", {})
+    headers = {name: schemes.pop(name) for name in _HEADERS if name in schemes}
+    if schemes:
+        components["securitySchemes"] = schemes
+    for path in document.get("paths", {}).values():
+        for method, operation in path.items():
+            if named := [one for one in headers if {one: []} in operation.get("security", ())]:
+                _document(operation, [headers[one] for one in named], method.upper() in _READING)
+
+
+def _document(operation: dict[str, Any], headers: list[dict[str, Any]], is_reading: bool) -> None:
+    names = [one["name"] for one in headers]
+    operation["security"] = [one for one in operation["security"] if not one.keys() & set(names)]
+    if not operation["security"]:
+        del operation["security"]
+    if is_reading:
+        headers = [one for one in headers if one["name"] != _IDEMPOTENCY_KEY]
+    elif _IDEMPOTENCY_KEY in names:
+        _show_the_token(operation)
+    shown = operation.get("parameters", []) + [_parameter(one) for one in headers]
+    if shown:
+        operation["parameters"] = shown
+
+
+def _parameter(header: dict[str, Any]) -> dict[str, Any]:
+    plain = {name: header[name] for name in ("name", "in", "description")}
+    return {**plain, "required": False, "schema": {"type": "string"}}
 
 
 def _show_the_token(operation: dict[str, Any]) -> None:
-    parameters = operation.get("parameters", [])
-    if not any(one.get("name") == _IDEMPOTENCY_KEY for one in parameters):
-        return  # It has no bus, and publishes nothing.
     for status, response in operation["responses"].items():
         if status.startswith("2"):
             response.setdefault("headers", {})[_EVENT_TOKEN] = _TOKEN_OF_ANSWER

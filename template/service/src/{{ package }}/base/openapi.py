@@ -1,6 +1,7 @@
 """What the API's document says that FastAPI would not, and holding requests to it."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from http.client import UNSUPPORTED_MEDIA_TYPE
 from typing import Any
 
@@ -30,18 +31,26 @@ def install(app: FastAPI) -> None:
     """Document errors, short names, bounds of integers as integers; before routes are added."""
     app.router.responses["default"] = _RESPONSE
     app.router.generate_unique_id_function = _operation_id
+    change_document(app, _show_problems)
+    change_document(app, _bound_integers_by_integers)
+
+
+def change_document(app: FastAPI, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let change mend the document, once, when it is made."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = generate()
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            problem = Problem.model_json_schema(ref_template=_SCHEMAS + "{model}")
-            schemas.update(problem.pop("$defs"), Problem=problem)
-            _bound_integers_by_integers(document)
+            change(generate())
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _show_problems(document: dict[str, Any]) -> None:
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    problem = Problem.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    schemas.update(problem.pop("$defs"), Problem=problem)
 
 
 def _operation_id(route: APIRoute) -> str:
