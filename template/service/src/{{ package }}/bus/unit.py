@@ -178,9 +178,10 @@ class UnitOfWork:
     async def run(self, call: Route, message: object) -> Any:
         """Run the outermost message and commit."""
         token = _current.set(self)
+        bus = Bus(self._resources.routes, self.context, self)
         try:
-            result = await call(message, self._bus())
-            await self._commit()
+            result = await call(message, bus)
+            await self._commit(bus)
             return result
         finally:
             self.is_open = False
@@ -231,7 +232,7 @@ class UnitOfWork:
         self._resources.outbox.name_of(type(event))
         if after is not None:
             at = self._resources.clock.now() + after
-        if at is not None and at.tzinfo is None:
+        elif at is not None and at.tzinfo is None:
             raise BusError(f"at={at!r}: expected a datetime with a time zone.")
         self.log.note(event, due=at)
 
@@ -274,7 +275,9 @@ class UnitOfWork:
                 " thing after the other. Await each send before the next."
             )
 
-    def _check_doomed(self) -> None:
+    def _check_whole(self) -> None:
+        """Raises if another task still uses this unit, or if only a part would be committed."""
+        self._check(0)
         if self._session is not None:
             self._session.refuse_half()
         if self._doomed_by is not None:
@@ -284,16 +287,14 @@ class UnitOfWork:
                 " inside `async with bus.savepoint():`."
             ) from self._doomed_by
 
-    async def _commit(self) -> None:
-        self._check(0)
-        self._check_doomed()
+    async def _commit(self, bus: Bus) -> None:
+        self._check_whole()
         if self._readonly:
             await self._refuse_changes()
             return
         if self.log or self._session is not None:
-            await self._settle()
-            self._check(0)
-            self._check_doomed()
+            await self._settle(bus)
+            self._check_whole()
         self.is_open = False
         written = None
         if self.has_database and (self.log or self._completion):
@@ -318,25 +319,23 @@ class UnitOfWork:
             await completion(connection)
         return written
 
-    async def _settle(self) -> None:
+    async def _settle(self, bus: Bus) -> None:
         """Flush and run inline listeners, which may change and publish more, until all is quiet."""
-        heard = 0
+        log, inline, heard = self.log, self._resources.inline, 0
         for _ in range(_MOST_INLINE_ROUNDS):
             if self._session is not None:
                 await self._session.flush()
-            if heard == len(self.log):
+            if heard == len(log):
                 return
-            news, heard, bus = self.log[heard:], len(self.log), self._bus()
+            news, heard = log[heard:], len(log)
             for noted in news:
-                if isinstance(noted.event, Cancellation):
-                    continue
-                context = noted.context or self.context
-                for listener in self._resources.inline.get(type(noted.event), ()):
+                event, context = noted.event, noted.context or self.context
+                for listener in inline.get(type(event), ()):
                     # Mostly it is the unit's own context: nothing to put into place.
                     if context is self.context:
-                        await listener(noted.event, bus)
+                        await listener(event, bus)
                     else:
-                        await self.within(context, listener, noted.event)
+                        await self.within(context, listener, event)
         raise BusError(
             f"Inline listeners published on and on ({type(self.log[-1].event).__name__} last):"
             " one of them causes its own event."
