@@ -330,6 +330,8 @@ class UnitOfWork:
             news, heard = log[heard:], len(log)
             for noted in news:
                 event, context = noted.event, noted.context or self.context
+                if isinstance(event, Cancellation):
+                    continue
                 for listener in inline.get(type(event), ()):
                     # Mostly it is the unit's own context: nothing to put into place.
                     if context is self.context:
