@@ -612,7 +612,7 @@ class Deliveries(RuleBasedStateMachine):
 
     async def _run_out(self, *owners: UUID) -> None:
         delivery = self.world.shop.tables.delivery
-        past = self.world.shop.module("bus.claims").from_now(-1)
+        past = self.world.shop.module("bus.leases").from_now(-1)
         held = sa.and_(delivery.c.state == "working", delivery.c.worker_id.in_(owners))
         await self.workers[0].service.write(
             sa.update(delivery).where(held).values(lease_until=past)
@@ -621,7 +621,7 @@ class Deliveries(RuleBasedStateMachine):
     async def _stored(self) -> tuple[Sequence[Any], Sequence[UUID], dict[str, bool]]:
         """Deliveries in order, what was heard in order, and which listeners are paused."""
         tables, database = self.world.shop.tables, self.workers[0].service.database
-        from_now = self.world.shop.module("bus.claims").from_now
+        from_now = self.world.shop.module("bus.leases").from_now
         delivery, event, subscription = tables.delivery, tables.event, tables.subscription
         failures = sa.select(sa.func.count()).where(tables.attempt.c.delivery_id == delivery.c.id)
         deliveries = (
@@ -659,7 +659,7 @@ def world(shop: Shop, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wor
     """A database for the examples."""
     shop.slice("talk", **TALK)
     # Many failures in a row pause a listener by themselves: test_policies.py has that.
-    monkeypatch.setattr(shop.module("bus.relay"), "_BREAK_AFTER", 1000)
+    monkeypatch.setattr(shop.module("bus.breaker"), "_BREAK_AFTER", 1000)
     with asyncio.Runner() as runner:
         made = World(shop, runner, url)
         runner.run(made.open())

@@ -45,7 +45,7 @@ async def claim(service: Service, **how: Any) -> Any:
 
 async def leases_end(service: Service) -> None:
     """As if the time of all leases had passed."""
-    delivery, claims = service.shop.tables.delivery, service.shop.module("bus.claims")
+    delivery, claims = service.shop.tables.delivery, service.shop.module("bus.leases")
     await service.write(
         sa.update(delivery)
         .where(delivery.c.state == "working")
@@ -172,7 +172,7 @@ async def test_who_has_lost_a_lease_can_complete_nothing(
     late, other = await start(url), await start(url)
     await write(other, *texts)
     lost, held = await taken_over(late, other)
-    module = shop.module("bus.claims")
+    module = shop.module("bus.leases")
     with pytest.raises(module.LeaseLostError):
         async with late.database.writer.begin() as connection:
             await module.Completed(lost, late.runtime.clock)(connection)
@@ -398,7 +398,7 @@ async def test_transaction_that_stands_still_holds_up_no_other_lease(
         await service.write(
             sa.update(delivery)
             .where(delivery.c.id == second.id)
-            .values(lease_until=shop.module("bus.claims").from_now(-1))
+            .values(lease_until=shop.module("bus.leases").from_now(-1))
         )
         assert [one.id for one in await claims.expire()] == [second.id]
     assert await states(service) == [("working", 0), ("pending", 1)]

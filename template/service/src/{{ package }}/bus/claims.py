@@ -1,4 +1,4 @@
-"""Deliveries as rows: claimed under a lease, completed, failed, given back."""
+"""Deliveries as rows: claimed under a lease, failed, given back, taken over from the dead."""
 
 import datetime as dt
 import os
@@ -9,50 +9,18 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.ext.compiler import compiles
 from uuid_utils.compat import uuid7
 
 from . import tables
 from .clock import Clock
+from .due import BUSY, NEXT_DUE, PAUSED, Delivery, deliveries, pick
 from .engines import Database
-from .errors import BusError
-from .lanes import promote_next
+from .leases import LEASE, MINE, claim_at_once, fence_of, from_now
 from .policy import Failure
 from .version import service_version
 
-Delivery = sa.Row[Any]
-"""A delivery with what its listener needs to know of the event."""
-
-# What that is, but for what the subscription has to say.
-_TOLD = (
-    tables.delivery.c.id,
-    tables.delivery.c.subscription_id,
-    tables.delivery.c.event_version,
-    tables.delivery.c.run,
-    tables.delivery.c.lane,
-    tables.delivery.c.state,
-    tables.delivery.c.due,
-    tables.delivery.c.attempts,
-    tables.delivery.c.losses,
-    tables.delivery.c.error_message,
-    tables.event.c.id.label("event_id"),
-    tables.event.c.name,
-    tables.event.c.payload,
-    tables.event.c.headers,
-    tables.event.c.correlation_id,
-)
-
-# A delivery that was lost with its process so often runs with nothing beside it: until then it may
-# well have been a neighbour of the cause, or not have begun.
-ALONE_AFTER = 2
-# Written out: else no plan that is made once can use the index of these.
-_ALONE = sa.literal_column(str(ALONE_AFTER), sa.Integer())
-# So often, and it is taken to be the cause.
+# A delivery that was lost with its process so often is taken to be the cause.
 _MOST_LOSSES = 3
-
-
-class LeaseLostError(BusError):
-    """Another worker has the delivery by now; nothing of what was done for it is committed."""
 
 
 class Claims:
@@ -71,7 +39,7 @@ class Claims:
         what = (tables.delivery.c.subscription_id, tables.event.c.name)
         whole = sa.tuple_(*what, tables.delivery.c.event_version)
         self._readable = whole.in_(readable) if readable else sa.false()
-        made = _claim if self._database.dialect == "postgresql" else _pick
+        made = claim_at_once if self._database.dialect == "postgresql" else pick
         self._claims = {suspects: made(self._readable, suspects) for suspects in (False, True)}
 
     async def claim(
@@ -91,7 +59,7 @@ class Claims:
             found = await self._pick(connection, busy, each, suspects=suspects, token=token)
             if found:
                 lease = {"ids": [one.id for one in found], "held": token, "by": self.worker_id}
-                await connection.execute(_LEASE, {**lease, "seconds": self.lease})
+                await connection.execute(LEASE, {**lease, "seconds": self.lease})
         return sorted(found, key=lambda one: one.id)
 
     async def _claim_at_once(
@@ -124,7 +92,7 @@ class Claims:
         """
         given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
         async with self._database.worker_reader.connect() as connection:
-            return {row[0]: row[1] for row in await connection.execute(_BUSY[suspects], given)}
+            return {row[0]: row[1] for row in await connection.execute(BUSY[suspects], given)}
 
     async def _pick(
         self,
@@ -156,8 +124,8 @@ class Claims:
         """
         number, now = delivery.attempts + int(counts), self._clock.now()
         dead = retry_in is None
-        alone, which = _which([delivery])
-        failed = _MINE[alone].values(
+        alone, fence = fence_of([delivery])
+        failed = MINE[alone].values(
             state="dead" if dead else "pending",
             attempts=number,
             due=now + dt.timedelta(seconds=retry_in or 0),
@@ -167,7 +135,7 @@ class Claims:
             error_message=failure.message,
         )
         async with self._database.worker.begin() as connection:
-            if (await connection.execute(failed, which)).rowcount:
+            if (await connection.execute(failed, fence)).rowcount:
                 await connection.execute(
                     sa.insert(tables.attempt).values(
                         delivery_id=delivery.id,
@@ -182,9 +150,9 @@ class Claims:
 
     async def give_back(self, claimed: Sequence[Delivery]) -> None:
         """Let others have these; they were not run."""
-        alone, which = _which(claimed)
+        alone, fence = fence_of(claimed)
         async with self._database.worker.begin() as connection:
-            await connection.execute(_MINE[alone].values(state="pending", token=None), which)
+            await connection.execute(MINE[alone].values(state="pending", token=None), fence)
 
     async def renew(self, claimed: Sequence[int]) -> None:
         """Keep these for another while, by their ids, as far as they are still this worker's.
@@ -282,7 +250,7 @@ class Claims:
         """Those of which nothing is to start for now."""
         given = {"subscriptions": list(subscriptions), "now": self._clock.now()}
         async with self._database.worker_reader.connect() as connection:
-            return [row[0] for row in await connection.execute(_PAUSED, given)]
+            return [row[0] for row in await connection.execute(PAUSED, given)]
 
     async def next_due(
         self, subscriptions: Collection[int], after: dt.datetime
@@ -290,7 +258,7 @@ class Claims:
         """When the next delivery, pause or scheduled event is due, of those due after `after`."""
         given = {"subscriptions": list(subscriptions), "after": after}
         async with self._database.worker_reader.connect() as connection:
-            row = (await connection.execute(_NEXT_DUE, given)).one()
+            row = (await connection.execute(NEXT_DUE, given)).one()
         return min((due for due in row if due is not None), default=None)
 
     async def unfinished(self) -> Sequence[Delivery]:
@@ -300,221 +268,6 @@ class Claims:
         )
         async with self._database.worker_reader.connect() as connection:
             return list(await connection.execute(query.order_by(tables.delivery.c.id)))
-
-
-class Completed:
-    """Marks deliveries done in the transaction of what was done for them."""
-
-    def __init__(self, claimed: Sequence[Delivery], clock: Clock) -> None:
-        self._claimed = claimed
-        self._clock = clock
-
-    @property
-    def lanes(self) -> set[str]:
-        """The keys of ordered deliveries among them."""
-        return {one.lane for one in self._claimed if one.lane is not None}
-
-    async def __call__(self, connection: AsyncConnection) -> None:
-        """Raises LeaseLostError if another worker may have one of them by now."""
-        alone, which = _which(self._claimed)
-        given = {**which, "now": self._clock.now()}
-        if (await connection.execute(_DONE[alone], given)).rowcount != len(self._claimed):
-            raise LeaseLostError("The lease ran out before the listener had finished.")
-        for one in self._claimed:
-            if one.lane is not None:
-                await promote_next(connection, one.subscription_id, one.lane)
-
-
-def deliveries(*more: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Deliveries with their events and subscriptions."""
-    delivery, event, subscription = tables.delivery, tables.event, tables.subscription
-    return (
-        sa.select(*_TOLD, subscription.c.paused_reason, *more)
-        .join(event, event.c.position == delivery.c.event_position)
-        .join(subscription, subscription.c.id == delivery.c.subscription_id)
-    )
-
-
-def _is_due(suspects: bool) -> sa.ColumnElement[bool]:
-    delivery = tables.delivery
-    return sa.and_(
-        delivery.c.subscription_id == tables.subscription.c.id,
-        tables.is_in("pending"),
-        delivery.c.due <= _NOW,
-        delivery.c.losses >= _ALONE if suspects else delivery.c.losses < _ALONE,
-    )
-
-
-def _is_open() -> tuple[sa.ColumnElement[bool], ...]:
-    """Subscriptions that are asked for, and neither retired nor paused.
-
-    One on probation has a single delivery at a time: until that is done it is not open.
-    """
-    subscription, delivery = tables.subscription, tables.delivery.alias("on_probation")
-    paused_until, reason = subscription.c.paused_until, subscription.c.paused_reason
-    works = sa.exists().where(
-        delivery.c.subscription_id == subscription.c.id, tables.is_in("working", of=delivery)
-    )
-    return (
-        subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)),
-        subscription.c.retired_at.is_(None),
-        sa.or_(
-            sa.and_(paused_until.is_(None), reason.is_(None)),
-            sa.and_(paused_until <= _NOW, ~works.correlate(subscription)),
-        ),
-    )
-
-
-def _paused() -> sa.Select[Any]:
-    subscription = tables.subscription
-    paused_until, reason = subscription.c.paused_until, subscription.c.paused_reason
-    return sa.select(subscription.c.id).where(
-        subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)),
-        sa.or_(paused_until > _NOW, sa.and_(paused_until.is_(None), reason.is_not(None))),
-    )
-
-
-def _busy(suspects: bool) -> sa.Select[Any]:
-    subscription = tables.subscription
-    return sa.select(subscription.c.id, subscription.c.paused_reason.is_not(None)).where(
-        *_is_open(), sa.exists().where(_is_due(suspects)).correlate(subscription)
-    )
-
-
-def _pick(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
-    """What is due of one subscription (SQLite, where nobody else writes meanwhile)."""
-    delivery = tables.delivery
-    return (
-        deliveries(sa.bindparam("held", type_=sa.Uuid()).label("token"))
-        .where(
-            _is_due(suspects),
-            tables.subscription.c.id == sa.bindparam("subscription"),
-            readable,
-        )
-        .order_by(delivery.c.due, delivery.c.id)
-        .limit(sa.bindparam("most", type_=sa.Integer()))
-    )
-
-
-def _next_due() -> sa.Select[Any]:
-    subscription, delivery, scheduled = tables.subscription, tables.delivery, tables.scheduled
-    after = sa.bindparam("after", type_=delivery.c.due.type)
-    later = (
-        sa.select(sa.func.min(delivery.c.due))
-        .where(
-            delivery.c.subscription_id == subscription.c.id,
-            tables.is_in("pending"),
-            delivery.c.due > after,
-        )
-        .correlate(subscription)
-        .scalar_subquery()
-    )
-    pauses = sa.case((subscription.c.paused_until > after, subscription.c.paused_until))
-    return sa.select(
-        sa.func.min(later),
-        sa.func.min(pauses),
-        sa.select(sa.func.min(scheduled.c.due)).scalar_subquery(),
-    ).where(subscription.c.id.in_(sa.bindparam("subscriptions", expanding=True)))
-
-
-def _claim(readable: sa.ColumnElement[bool], suspects: bool) -> sa.Select[Any]:
-    """Lease what is due of every subscription, a single one of those on probation (PostgreSQL)."""
-    subscription, delivery, event = tables.subscription, tables.delivery, tables.event
-    on_probation = subscription.c.paused_reason.is_not(None)
-    due = (
-        sa.select(*_TOLD)
-        .join(event, event.c.position == delivery.c.event_position)
-        .where(_is_due(suspects), readable)
-        .order_by(delivery.c.due, delivery.c.id)
-        .limit(sa.case((on_probation, 1), else_=sa.bindparam("most", type_=sa.Integer())))
-        .with_for_update(skip_locked=True, of=delivery)
-        .correlate(subscription)
-        .lateral("due")
-    )
-    picked = (
-        sa.select(due, subscription.c.paused_reason)
-        .select_from(subscription.join(due, sa.true()))
-        .where(*_is_open())
-        .cte("picked")
-        .prefix_with("MATERIALIZED")
-    )
-    # As an array they are looked up one by one, however many the planner expects.
-    ids = sa.func.array(sa.select(picked.c.id).scalar_subquery(), type_=sa.ARRAY(sa.BigInteger))
-    leased = _lease(delivery.c.id == sa.any_(ids)).cte("leased")
-    # A lease that a crash of the server loses is as if it had never been claimed: no wait for the
-    # disk.
-    not_yet_on_disk = sa.func.set_config("synchronous_commit", "off", True)
-    token = sa.bindparam("held", type_=sa.Uuid()).label("token")
-    return sa.select(picked, token, not_yet_on_disk).add_cte(leased)
-
-
-def _lease(*which: sa.ColumnElement[bool]) -> sa.Update:
-    return (
-        sa.update(tables.delivery)
-        .where(*which)
-        .values(
-            state="working",
-            token=sa.bindparam("held", type_=sa.Uuid()),
-            worker_id=sa.bindparam("by", type_=sa.Uuid()),
-            lease_until=from_now(sa.bindparam("seconds", type_=sa.Double())),
-        )
-    )
-
-
-def _mine(alone: bool) -> sa.Update:
-    delivery = tables.delivery
-    if alone:
-        fence = (delivery.c.id == sa.bindparam("one"), delivery.c.token == sa.bindparam("held"))
-    else:
-        fence = (
-            delivery.c.id.in_(sa.bindparam("ids", expanding=True)),
-            delivery.c.token.in_(sa.bindparam("tokens", expanding=True)),
-        )
-    return sa.update(delivery).where(*fence, tables.is_in("working"))
-
-
-def _which(claimed: Sequence[Delivery]) -> tuple[bool, dict[str, Any]]:
-    """For _MINE and _DONE: whether it is one alone, and what says which they are."""
-    if len(claimed) == 1:
-        return True, {"one": claimed[0].id, "held": claimed[0].token}
-    ids, tokens = [one.id for one in claimed], list({one.token for one in claimed})
-    return False, {"ids": ids, "tokens": tokens}
-
-
-class from_now(sa.sql.functions.FunctionElement[dt.datetime]):  # noqa: N801
-    """The database's time in so many seconds: leases do not hang on the clocks of workers."""
-
-    type = tables.delivery.c.lease_until.type
-    inherit_cache = True
-
-    def __init__(self, seconds: float | sa.BindParameter[float]) -> None:
-        if not isinstance(seconds, sa.BindParameter):
-            seconds = sa.literal(float(seconds), sa.Double())
-        super().__init__(seconds)
-
-
-@compiles(from_now, "postgresql")
-def _from_now_postgresql(element: Any, compiler: Any, **options: Any) -> str:
-    return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses)})"
-
-
-@compiles(from_now, "sqlite")
-def _from_now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
-    seconds = compiler.process(element.clauses, **options)
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
-
-
-# Made once: they run for each delivery or claim, and to build one takes longer than to send it.
-_NOW = sa.bindparam("now", type_=tables.delivery.c.due.type)
-_BUSY = {suspects: _busy(suspects) for suspects in (False, True)}
-_NEXT_DUE = _next_due()
-_PAUSED = _paused()
-# Those that still have the lease that they were claimed with; one alone is found more quickly.
-_MINE = {alone: _mine(alone) for alone in (True, False)}
-_DONE = {
-    alone: mine.values(state="done", token=None, finished_at=_NOW) for alone, mine in _MINE.items()
-}
-_LEASE = _lease(tables.delivery.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 def _no_later_pause(until: dt.datetime) -> sa.ColumnElement[bool]:

@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
 from .backfill import backfill, promote_stuck
-from .claims import Claims, Delivery, LeaseLostError
+from .breaker import Breaker
+from .claims import Claims
+from .due import Delivery
 from .engines import Database
-from .errors import BusError, RefusedError
-from .policy import Failure, GiveUp, Pause, Retry, retry_delay
+from .errors import BusError
+from .leases import LeaseLostError
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
-from .texts import said
 from .unit import Resources
 from .upcasting import Readers
 from .waking import Waker
@@ -32,9 +33,6 @@ from .work import Listener, Work
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Failures of this many deliveries in a row pause a listener: what it calls is likely to be down.
-_BREAK_AFTER = 10
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
 # How often what is left of a batch runs again together, before each runs alone.
 _MOST_BATCH_RERUNS = 2
 # So often are leases renewed before they end.
@@ -59,13 +57,6 @@ class RelayOptions:
     retention: Retention = field(default_factory=Retention)
 
 
-class Paused(NamedTuple):
-    """How long a listener for which everything failed is left alone."""
-
-    seconds: float
-    until: dt.datetime
-
-
 class Relay:
     """Runs the listeners of one process until it is stopped."""
 
@@ -85,15 +76,12 @@ class Relay:
         self._listeners = listeners
         self._readers = readers
         self._options = options
-        self._package = __package__.rpartition(".")[0]
         self._here: dict[int, Listener] = {}
         self._ready: dict[int, deque[Delivery]] = defaultdict(deque)
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
         # Subscriptions of which nothing more was due when they were looked at last, and that time.
         self._dry: dict[int, dt.datetime] = {}
         self._wakes = 0
-        self._streaks: dict[int, set[int]] = defaultdict(set)
-        self._pauses: dict[int, Paused] = {}
         self._suspects = False
         # When something is due next, as far as it was looked up since the last change.
         self._due: dt.datetime | None = None
@@ -103,6 +91,7 @@ class Relay:
         if resources.database is not None:
             self._waker = Waker(resources.database, self.wake)
             self._claims = Claims(resources.database, resources.clock, lease=options.lease)
+            self._breaker = Breaker(self._claims, resources.clock, self._give_back, self._resume)
 
     def use(self, wanted: Iterable[Wanted], subscriptions: Mapping[str, int]) -> None:
         """Work for these subscriptions (id by listener) as far as their listeners run here."""
@@ -342,73 +331,25 @@ class Relay:
             log.info("event delivered", attempt=delivery.attempts + 1)
 
     async def _succeeded(self, listener: Listener, claimed: Sequence[Delivery]) -> None:
-        await self._works(listener, claimed[0])
+        await self._breaker.works(listener, claimed[0])
         if any(one.lane for one in claimed):
             # The next of its lane may run now.
             self.wake()
 
-    async def _works(self, listener: Listener, delivery: Delivery) -> None:
-        """Nothing tells against the listener: end its probation, and count its failures anew."""
-        subscription = delivery.subscription_id
-        self._streaks.pop(subscription, None)
-        self._pauses.pop(subscription, None)
-        if delivery.paused_reason is not None:
-            await self._claims.end_probation(subscription)
-            log.info("listener works again", listener=listener.name)
-            # Others of it may run now.
-            self.wake()
-            self._waker.tell()
-
     async def _failed(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
-        attempts = delivery.attempts + 1
-        failure = Failure.of(error, self._package)
-        told = {"listener": listener.name, "attempt": attempts, "error": said(error)}
-        # The pause first: once the failure is stored, another one could begin its probation.
-        match listener.mark.policy.decide(error):
-            case Pause(seconds):
-                await self._pause(delivery.subscription_id, seconds, said(error))
-                await self._claims.fail(delivery, failure, retry_in=seconds, counts=False)
-            case Retry(retries, backoff) if attempts <= retries:
-                await self._break(listener, delivery, error)
-                delay = retry_delay(attempts, backoff)
-                await self._claims.fail(delivery, failure, retry_in=delay)
-                log.warning("listener failed, will be tried again", **told)
-            case GiveUp() | Retry():
-                await self._break(listener, delivery, error)
-                await self._claims.fail(delivery, failure, retry_in=None)
-                log.error("event given up, kept as a dead letter", exc_info=error, **told)
+        await self._breaker.failed(listener, delivery, error)
         self._due_known = False
 
-    async def _break(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
-        """Pause a listener for which everything fails, before all retries are used up."""
-        if isinstance(error, RefusedError):
-            await self._works(listener, delivery)
-            return
-        subscription, now = delivery.subscription_id, self._resources.clock.now()
-        last = self._pauses.get(subscription)
-        if delivery.paused_reason is None:
-            if last and now < last.until:
-                return  # It was claimed before the pause.
-            streak = self._streaks[subscription]
-            streak.add(delivery.id)
-            if len(streak) < _BREAK_AFTER:
-                return
-            streak.clear()
-        seconds = min(last.seconds * 2, _LONGEST_PAUSE) if last else _SHORTEST_PAUSE
-        self._pauses[subscription] = Paused(seconds, now + dt.timedelta(seconds=seconds))
-        await self._pause(subscription, seconds, f"everything failed, last with {said(error)}")
-
-    async def _pause(self, subscription: int, seconds: float, reason: str) -> None:
-        await self._claims.pause(subscription, seconds, reason)
+    async def _give_back(self, subscription: int) -> None:
+        """Keep nothing of a listener that is to wait."""
         self._due_known = False
-        log.warning(
-            "listener paused",
-            listener=self._here[subscription].name,
-            seconds=seconds,
-            reason=reason,
-        )
         if ready := self._ready.pop(subscription, None):
             await self._claims.give_back(ready)
+
+    def _resume(self) -> None:
+        """More of a listener may run now, here or elsewhere."""
+        self.wake()
+        self._waker.tell()
 
     async def _keep(self) -> None:
         """Keep the leases of what is claimed, whatever else takes long."""
@@ -425,8 +366,7 @@ class Relay:
         """Give back what was claimed of listeners that were paused since, here or elsewhere."""
         ready = [one for one, claimed in self._ready.items() if claimed]
         for one in await self._claims.paused(ready) if ready else ():
-            if claimed := self._ready.pop(one, None):
-                await self._claims.give_back(claimed)
+            await self._give_back(one)
 
     async def _look_after(self) -> None:
         """Fill new listeners, take over what dead workers held, tell that this one lives."""
@@ -452,8 +392,7 @@ class Relay:
         for one in freed:
             log.warning("a worker died during a delivery", delivery=one.id, now=one.state)
         if freed:
-            self.wake()
-            self._waker.tell()
+            self._resume()
         if await self._claims.busy(self._here, suspects=True):
             self._suspects = True
             self._awake.set()

@@ -14,10 +14,10 @@ from pydantic_settings import BaseSettings
 
 from .bus import Bus
 from .catalog import Catalog, read
-from .claims import Delivery
 from .clock import Clock
 from .context import Context
 from .discovery import Slice, find_slices
+from .due import Delivery
 from .engines import UNREACHABLE, Database
 from .errors import UnreachableError, WiringError
 from .idempotency import LIFETIME, KeyedBus

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from .bus import Bus, Route
-from .claims import Completed, Delivery
 from .context import Context
+from .due import Delivery
+from .leases import Completed
 from .marks import Listens
 from .messages import Event
 from .unit import Completion, Resources, run_unit

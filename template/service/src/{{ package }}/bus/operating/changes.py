@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..claims import ALONE_AFTER
+from ..due import ALONE_AFTER
 from ..engines import Database
 from ..lanes import is_behind, lock_keys, promote
 from ..waking import waking
