@@ -92,9 +92,10 @@ async def test_file_of_a_uri_is_opened_as_such(shop: Shop, tmp_path: Path) -> No
 
 async def test_timeout_of_the_url_counts(shop: Shop, sqlite_url: str) -> None:
     first, other = shop.database(sqlite_url), shop.database(f"{sqlite_url}?timeout=0.01")
-    async with first.writer.begin(), asyncio.timeout(10):
+    async with first.writer.begin() as holder, asyncio.timeout(10):
+        await holder.execute(sa.text("SELECT 1"))
         with pytest.raises(DBAPIError, match="locked"):
-            async with other.writer.begin():
-                pass
+            async with other.writer.begin() as waiting:
+                await waiting.execute(sa.text("SELECT 1"))
     for one in (first, other):
         await one.close()

@@ -1,7 +1,6 @@
 """Aggregates record events; the unit of work publishes them. Nobody collects them."""
 
 import datetime as dt
-from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -113,10 +112,6 @@ def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
         take_back(log_of(session), length)
 
 
-def _transaction_began(session: Session, *_: object) -> None:
-    session.info["began"] = perf_counter()
-
-
 def take_back(log: EventLog, length: int) -> None:
     """Shorten the log to what it held before.
 
@@ -133,4 +128,3 @@ def take_back(log: EventLog, length: int) -> None:
 sa_event.listen(RecordingSession, "after_attach", _attached)
 sa_event.listen(RecordingSession, "after_transaction_create", _began)
 sa_event.listen(RecordingSession, "after_soft_rollback", _rolled_back)
-sa_event.listen(RecordingSession, "after_begin", _transaction_began)

@@ -11,9 +11,11 @@ from sqlalchemy.util import await_only
 
 from .errors import BusError
 from .recording import EventLog, RecordingSession, use_log
+from .sqlite import SQLiteConnection
 
 _ENDS = "bus_unit_ends"
 _CUT_OFF = "bus_unit_cut_off"
+_DRIVER = "bus_unit_driver"
 
 
 class Turn(Protocol):
@@ -115,6 +117,12 @@ class UnitSession(AsyncSession):
         """The tasks that have made it do something."""
         return self.sync_session.used_by
 
+    @property
+    def locked_at(self) -> float | None:
+        """When it took SQLite's lock for writers, by `perf_counter`; None if it did not."""
+        driver = self.sync_session.info.get(_DRIVER)
+        return driver.began if isinstance(driver, SQLiteConnection) else None
+
     def refuse_half(self) -> None:
         """Raises BusError if the handler rolled back what it had done before."""
         if _CUT_OFF in self.sync_session.info:
@@ -133,6 +141,10 @@ class UnitSession(AsyncSession):
     async def close_unit(self) -> None:
         """Roll back what is not committed and give the connection back; for the unit of work."""
         await super().close()
+
+
+def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
+    session.info[_DRIVER] = connection.connection.driver_connection
 
 
 def _before_commit(session: Session) -> None:
@@ -154,5 +166,6 @@ def _refusal(what: str) -> BusError:
     )
 
 
+event.listen(RecordingSession, "after_begin", _after_begin)
 event.listen(RecordingSession, "before_commit", _before_commit)
 event.listen(RecordingSession, "after_soft_rollback", _after_rollback)

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from time import perf_counter
+from typing import Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aiosqlite
-from sqlalchemy import event, exc
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolResetState
+
+R = TypeVar("R")
 
 # In a connection's info: a nested query was cut off, and SQLite still refuses to write. Only then
 # is it told otherwise, because that makes it forget its prepared statements.
@@ -26,7 +29,9 @@ _FIRST_ROWS = 500
 class _Cursor(aiosqlite.Cursor):
     """A statement is one call to the driver's thread, where aiosqlite's own makes up to four."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    _conn: "SQLiteConnection"
+
+    def __init__(self, connection: "SQLiteConnection") -> None:
         # What is behind it comes with the first statement, as only the thread may make it.
         super().__init__(connection, None)  # type: ignore[arg-type]
         self._rows: list[Any] = []
@@ -60,14 +65,74 @@ class _Cursor(aiosqlite.Cursor):
             await super().close()
 
     async def _start(self, method: Callable[..., sqlite3.Cursor], sql: str, given: Any) -> Self:
-        first = self._execute(_first_rows, self._conn._conn, method, sql, given)  # type: ignore[no-untyped-call]
-        self._cursor, self._rows, self._has_more = await first
+        start = partial(_first_rows, self._conn, method, sql, given)
+        self._cursor, self._rows, self._has_more = await self._conn.run(start)
         return self
 
 
+class SQLiteConnection(aiosqlite.Connection):
+    """A connection with such cursors, which knows whether others have committed.
+
+    A transaction begins with its first statement, in the same call. began: when it did and had its
+    lock, by `perf_counter`; None before. is_left: what it was asked last may still run in the
+    thread, as nobody waited for it.
+    """
+
+    began: float | None = None
+    is_left = False
+    # What the next statement begins with.
+    _begin: str | None = None
+    _version: int | None = None
+    _on_others: Callable[[], None] | None = None
+
+    def cursor(self) -> _Cursor:  # type: ignore[override]
+        return _Cursor(self)
+
+    def begin(self, on_others: Callable[[], None] | None) -> None:
+        """Begin a transaction with the next statement; on_others as for the engine."""
+        self.began, self._on_others = None, on_others
+        self._begin = "BEGIN" if on_others is None else "BEGIN IMMEDIATE"
+
+    async def run(self, call: Callable[[], R]) -> R:
+        """Run what executes a statement; tell of others if they have committed."""
+        before, self.is_left = self._version, True
+        try:
+            result: R = await self._execute(call)  # type: ignore[no-untyped-call]
+        except Exception:
+            self.is_left = False
+            raise
+        finally:
+            if self._on_others is not None and self._version != before:
+                self._on_others()
+        self.is_left = False
+        return result
+
+    async def commit(self) -> None:
+        self._begin = None
+        await super().commit()
+
+    async def rollback(self) -> None:
+        self._begin = None
+        await super().rollback()
+        self.is_left = False
+
+    def begin_now(self, connection: sqlite3.Connection) -> None:
+        """Begin what is to begin with this statement; in the thread."""
+        begin = self._begin
+        if begin is None:
+            return
+        connection.execute(begin)
+        self.began, self._begin = perf_counter(), None
+        if self._on_others is not None:
+            # Only where it has the lock: who has begun to read may not come to write.
+            (self._version,) = connection.execute("PRAGMA data_version").fetchone()
+
+
 def _first_rows(
-    connection: sqlite3.Connection, method: Callable[..., sqlite3.Cursor], sql: str, given: Any
+    driver: SQLiteConnection, method: Callable[..., sqlite3.Cursor], sql: str, given: Any
 ) -> tuple[sqlite3.Cursor, list[Any], bool]:
+    connection = driver._conn
+    driver.begin_now(connection)
     # Outside of a transaction it would commit by itself: whatever still runs when its unit of work
     # is rolled back.
     if not connection.in_transaction and not sql.startswith("PRAGMA"):
@@ -80,46 +145,14 @@ def _first_rows(
     return cursor, rows, has_more
 
 
-class _Connection(aiosqlite.Connection):
-    """A connection with such cursors, which knows whether others have committed.
-
-    is_beginning: a transaction was to begin, and may do so yet: nobody waited for the thread.
-    """
-
-    is_beginning = False
-    _version: int | None = None
-
-    def cursor(self) -> _Cursor:  # type: ignore[override]
-        return _Cursor(self)
-
-    async def begin(self, *, to_write: bool) -> bool:
-        """Begin a transaction; whether others may have committed since the last one to write."""
-        self.is_beginning = True
-        version: int | None = await self._execute(_begin, self._conn, to_write)  # type: ignore[no-untyped-call]
-        self.is_beginning = False
-        before, self._version = self._version, version
-        return version != before
-
-
-def _begin(connection: sqlite3.Connection, to_write: bool) -> int | None:
-    if not to_write:
-        # To look would begin to read, and who has begun to read may not come to write.
-        connection.execute("BEGIN")
-        return None
-    connection.execute("BEGIN IMMEDIATE")
-    version: int
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    return version
-
-
 def file_of(url: URL) -> tuple[str, bool]:
     """The file as SQLite is given it, and whether that is a URI: file:NAME?mode=…"""
     (name,), options = url.get_dialect()().create_connect_args(url)
     return name, options.get("uri", False)
 
 
-def _connect(*args: Any, **options: Any) -> _Connection:
-    connection = _Connection(partial(sqlite3.connect, *args, **options), _FIRST_ROWS)
+def _connect(*args: Any, **options: Any) -> SQLiteConnection:
+    connection = SQLiteConnection(partial(sqlite3.connect, *args, **options), _FIRST_ROWS)
     # As SQLAlchemy does with those that it makes: a thread that is left ends with the process.
     connection._thread.daemon = True
     return connection
@@ -171,17 +204,11 @@ def sqlite_engine(
         cursor.execute(f"PRAGMA query_only = {int(readonly)}")
         cursor.close()
 
-    to_write = on_others is not None
-
     def on_begin(connection: Connection) -> None:
         if connection.info.pop(LEFT_READONLY, False):
             connection.exec_driver_sql("PRAGMA query_only = 0")
-        try:
-            others = connection.connection.run_async(lambda driver: driver.begin(to_write=to_write))
-        except sqlite3.Error as error:
-            raise exc.OperationalError("BEGIN", None, error) from error
-        if on_others is not None and others:
-            on_others()
+        driver: Any = connection.connection.driver_connection
+        driver.begin(on_others)
 
     def on_invalidate(connection: Any, *_: object) -> None:
         # Closing alone would not end the transaction of a cancelled statement: SQLite keeps it, and
@@ -191,8 +218,8 @@ def sqlite_engine(
 
     def on_reset(connection: Any, _: object, state: PoolResetState) -> None:
         # A commit that SQLite refuses leaves the transaction, and its write lock, as they were.
-        driver: _Connection = connection.driver_connection
-        if state.asyncio_safe and (driver.in_transaction or driver.is_beginning):
+        driver: SQLiteConnection = connection.driver_connection
+        if state.asyncio_safe and (driver.in_transaction or driver.is_left):
             connection.rollback()
 
     event.listen(engine.sync_engine, "do_connect", on_do_connect)

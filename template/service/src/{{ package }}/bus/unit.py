@@ -389,14 +389,12 @@ class UnitOfWork:
             await self._close(self._session)
 
     async def _close(self, session: UnitSession) -> None:
-        began = session.sync_session.info.get("began")
         if session.in_transaction():
             await _to_the_end(session.close_unit())
         else:
             # Nothing to wait for after a commit, and no task to make.
             session.sync_session.close()
-        database = self._resources.database
-        if began is None or self._readonly or database is None or database.dialect != "sqlite":
+        if self._readonly or (began := session.locked_at) is None:
             return
         seconds = perf_counter() - began
         if seconds > _SLOW_WRITE_SECONDS:
