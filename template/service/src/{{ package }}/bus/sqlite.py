@@ -80,6 +80,7 @@ class SQLiteConnection(aiosqlite.Connection):
 
     began: float | None = None
     is_left = False
+    readonly = False
     # What the next statement begins with.
     _begin: str | None = None
     _version: int | None = None
@@ -113,7 +114,11 @@ class SQLiteConnection(aiosqlite.Connection):
 
     async def rollback(self) -> None:
         self._begin = None
-        await super().rollback()
+        if self.readonly:
+            # Nobody has to wait for it: the thread does one thing after the other.
+            self._tx.put_nowait((None, self._conn.rollback))
+        else:
+            await super().rollback()
         self.is_left = False
 
     def begin_now(self, connection: sqlite3.Connection) -> None:
@@ -151,8 +156,9 @@ def file_of(url: URL) -> tuple[str, bool]:
     return name, options.get("uri", False)
 
 
-def _connect(*args: Any, **options: Any) -> SQLiteConnection:
+def _connect(readonly: bool, *args: Any, **options: Any) -> SQLiteConnection:
     connection = SQLiteConnection(partial(sqlite3.connect, *args, **options), _FIRST_ROWS)
+    connection.readonly = readonly
     # As SQLAlchemy does with those that it makes: a thread that is left ends with the process.
     connection._thread.daemon = True
     return connection
@@ -181,7 +187,7 @@ def sqlite_engine(
         connect_args={
             "isolation_level": None,
             "timeout": float(str(url.query.get("timeout", 30))),
-            "async_creator_fn": _connect,
+            "async_creator_fn": partial(_connect, readonly),
         },
     )
     name, is_uri = file_of(url)
