@@ -99,6 +99,38 @@ class Box(Entity):
     label: Mapped[str]
 """
 
+MANY_TYPES = """
+import datetime as dt
+import enum
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shop.base.database import Entity
+
+
+class Status(enum.Enum):
+    {member} = 1
+
+
+class Tags(sa.TypeDecorator[Any]):
+    impl = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+    cache_ok = True
+
+
+class Box(Entity):
+    __tablename__ = "{table}"
+
+    status: Mapped[Status | None]
+    size: Mapped[Literal["S", "XL"]]
+    kept_for: Mapped[dt.timedelta]
+    opens: Mapped[dt.time]
+    seal: Mapped[bytes]
+    tags: Mapped[dict[str, Any]] = mapped_column(Tags())
+"""
+
 EMPTY = "def upgrade() -> None:\n    pass"
 
 
@@ -407,6 +439,39 @@ def test_revision_writes_portable_types(shop: Shop) -> None:
     assert "sa.Numeric(12, 2)," in payments
     assert "sa.DateTime(timezone=True)" in orders
     assert "shop" not in payments + orders
+
+
+def test_what_a_revision_writes_is_what_the_models_say(shop: Shop) -> None:
+    """Two slices with an enum of the same name each: neither has a type in the database."""
+    shop.db("upgrade")
+    for name, member in (("boxes", "OPEN"), ("crates", "SHUT")):
+        shop.add(name, MANY_TYPES.format(table=name, member=member))
+        shop.db(f"revision {name} -m create")
+    shop.db("upgrade")
+    shop.db("check")
+    columns = shop.inspect(lambda inspector: inspector.get_columns("crates"))
+    assert {one["name"]: str(one["type"]) for one in columns}["status"] == "VARCHAR(50)"
+    shop.edit("boxes/models.py", "OPEN = 1", "OPEN = 1\n    HALF = 2")
+    assert "have not changed" in shop.db("revision boxes -m more")
+    (file,) = (shop.slices / "boxes/migrations").glob("*.py")
+    assert "shop" not in file.read_text()
+    check = [sys.executable, "-m", "ruff", "check", "--select=E,F,I,W,RUF", "--line-length=100"]
+    done = subprocess.run([*check, "--isolated", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    shop.db("downgrade boxes@base")
+    shop.db("upgrade")
+
+
+def test_enum_of_postgresqls_own_is_refused(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.add("boxes", MANY_TYPES.format(table="boxes", member="OPEN"))
+    shop.edit(
+        "boxes/models.py",
+        "Mapped[Status | None]",
+        "Mapped[Status] = mapped_column(sa.Enum(Status))",
+    )
+    assert "native_enum=False" in shop.db_fails("revision boxes -m create")
+    assert not list((shop.slices / "boxes/migrations").glob("*.py"))
 
 
 def test_revision_gives_numbers_their_new_places(shop: Shop) -> None:

@@ -1,6 +1,7 @@
 """What tables are made of: the base of all entities, and column types that lose nothing."""
 
 import datetime as dt
+import enum
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +70,12 @@ class Base(DeclarativeBase):
     """All tables of all slices; each slice's begin with the slice's name."""
 
     metadata = sa.MetaData(naming_convention=_NAMES)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dt.datetime: Utc()}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dt.datetime: Utc(),
+        # As texts: a type of PostgreSQL's own would belong to the whole database, not to a slice,
+        # and would have to be changed for each new member.
+        enum.Enum: sa.Enum(enum.Enum, native_enum=False, length=50),
+    }
 
 
 class Entity(MappedAsDataclass, Recorder, Base, kw_only=True, eq=False):

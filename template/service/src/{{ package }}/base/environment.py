@@ -8,10 +8,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import _repr_type
 from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from ..bus import tables
@@ -155,13 +157,28 @@ class Environment:
             )
 
 
-def _render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]:
+def _render_item(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:
     """Migrations outlive the types of this code: only SQLAlchemy's own are written into them."""
-    if kind != "type" or not isinstance(item, sa.TypeDecorator):
+    if kind != "type":
         return False
+    if isinstance(item, sa.Enum):
+        if not item.native_enum:
+            # Which members there are changes nothing in the database.
+            return f"sa.String({item.length})" if not item.create_constraint else False
+        raise CommandError(
+            f"the enum {item.name!r} would be a type of PostgreSQL's, which belongs to no slice and"
+            " is no part of any revision: write sa.Enum(…, native_enum=False, length=50), or only"
+            " Mapped[…], which means that"
+        )
     if isinstance(item, Exact):
         return f"sa.Numeric({item.precision}, {item.scale})"
-    return f"sa.{item.impl_instance!r}"
+    if isinstance(item, postgresql.JSON):
+        # Alembic would write its text type, too, and on SQLite without a prefix.
+        context.imports.add("from sqlalchemy.dialects import postgresql")
+        return f"postgresql.{type(item).__name__}()"
+    if not isinstance(item, sa.TypeDecorator) or type(item).__module__.startswith("sqlalchemy."):
+        return False
+    return _repr_type(item.impl_instance, context)
 
 
 def _foreign_keys_off(connection: Any, _: object) -> None:
