@@ -496,6 +496,7 @@ async def test_data_is_compared_by_what_it_says(shop: Shop, start: Start, sqlite
             password: SecretStr
             sizes: dict[UUID, int] = {}
             made_up: UUID = Field(default_factory=uuid4)
+            content: bytes = b""
         """,
         handlers="""
         @handle
@@ -520,6 +521,9 @@ async def test_data_is_compared_by_what_it_says(shop: Shop, start: Start, sqlite
         messages.Change(password="b", sizes=sizes),
         messages.Change(password="a", sizes={ids[0]: 1}),
         messages.Change(password="a"),
+        messages.Change(password="a", content=b"_w=="),
+        messages.Change(password="a", content=b"\xff"),
+        messages.Change(password="a", content=b"\xfe"),
         messages.Tagged(tags={"a", "b"}),
         messages.Tagged(tags={"a"}),
     ]

@@ -86,6 +86,10 @@ async def desk(shop: Shop, start: Start, url: str) -> Desk:
         ("state=", 7, "expected a value"),
         ("since=9999999999999w", 7, "expected a time span"),
         ("=dead", 1, "no field ''"),
+        ("since=0001-01-01T00:00+05:00", 7, "out of range"),
+        ("until=9999-12-31T23:59-05:00", 7, "out of range"),
+        ("key=a,\udcff", 5, "expected a text in UTF-8, got '\\udcff'"),
+        ("error~\udcff", 7, "expected a text in UTF-8"),
     ],
 )
 def test_bad_filter_is_told_with_its_place(shop: Shop, text: str, position: int, told: str) -> None:

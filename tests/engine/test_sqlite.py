@@ -71,6 +71,16 @@ async def test_refused_statement_leaves_the_connection_usable(connection: AsyncC
     assert (await connection.execute(sa.text("SELECT count(*) FROM numbers"))).scalar() == MANY
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+async def test_number_of_more_than_64_bits_is_the_databases_error(
+    connection: AsyncConnection, number: int
+) -> None:
+    asked = sa.text("SELECT number FROM numbers WHERE number > :number")
+    with pytest.raises(sa.exc.DataError, match="too large"):
+        await connection.execute(asked, {"number": number})
+    assert len((await connection.execute(ALL)).all()) == MANY
+
+
 async def test_statement_behind_the_transaction_is_refused(connection: AsyncConnection) -> None:
     raw: Any = await connection.get_raw_connection()
     await connection.commit()

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
@@ -42,6 +42,8 @@ _TITLES = {
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # The class of SQLSTATEs for values that are impossible; PostgreSQL checks more than SQLite.
 _DATA_EXCEPTION = "22"
+# A required column that got nothing: PostgreSQL's SQLSTATE, and SQLite's name for it.
+_NOT_NULL = ("23502", "SQLITE_CONSTRAINT_NOTNULL")
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -219,6 +221,10 @@ async def _stale(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _integrity(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, IntegrityError)
+    if _code(error) in _NOT_NULL:
+        # It contradicts no row: some handler has left the column out.
+        raise error
     # May be a bug as well as a duplicate, and the caller is not told which constraint it was.
     log.warning("integrity error", exc_info=error)
     detail = "This contradicts what is stored already, such as a value that must be unique."
@@ -227,11 +233,21 @@ async def _integrity(request: Request, error: Exception) -> JSONResponse:
 
 async def _refused_by_database(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DBAPIError)
-    if not str(getattr(error.orig, "sqlstate", "")).startswith(_DATA_EXCEPTION):
+    # SQLite has no code for a number that is too large: the kind of error says it.
+    if not isinstance(error, DataError) and not _code(error).startswith(_DATA_EXCEPTION):
         raise error
     log.warning("data error", exc_info=error)
-    detail = "A value cannot be stored, such as a text with a NUL character."
+    detail = (
+        "No column can hold one of the values, such as a text with a NUL character, or a number of"
+        " more than 64 bits."
+    )
     return _problem(request, Invalid.status, Invalid.title, detail)
+
+
+def _code(error: DBAPIError) -> str:
+    """What kind of error it is to the database."""
+    names = ("sqlstate", "sqlite_errorname")
+    return next((getattr(error.orig, one) for one in names if hasattr(error.orig, one)), "")
 
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:

@@ -224,7 +224,15 @@ def _plain(value: Any) -> Any:
         case SecretStr() | SecretBytes() | Secret():
             return _plain(value.get_secret_value())
         case _:
-            return to_jsonable_python(value)
+            return _jsonable(value)
+
+
+def _jsonable(value: Any) -> Any:
+    try:
+        return to_jsonable_python(value)
+    except UnicodeDecodeError:
+        # Bytes that are no text; wrapped, so that they are not taken for one.
+        return {"base64": to_jsonable_python(value, bytes_mode="base64")}
 
 
 def _sorted(values: Iterable[Any]) -> list[Any]:

@@ -142,7 +142,11 @@ def _first_rows(
     # is rolled back.
     if not connection.in_transaction and not sql.startswith("PRAGMA"):
         raise sqlite3.ProgrammingError("The transaction of this statement is over.")
-    cursor = method(connection, sql, given)
+    try:
+        cursor = method(connection, sql, given)
+    except OverflowError as error:
+        # A number that is too large for the database is its error, as PostgreSQL's driver has it.
+        raise sqlite3.DataError(*error.args) from error
     rows = cursor.fetchmany(_FIRST_ROWS) if cursor.description else []
     has_more = len(rows) == _FIRST_ROWS
     if not has_more:

@@ -180,6 +180,10 @@ def _refusal(text: str, at: int, problem: str) -> OperationError:
 
 
 def _text(value: str, _: dt.datetime) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"expected a text in UTF-8, got {value!r}") from None
     return value
 
 
@@ -212,7 +216,7 @@ def _time(value: str, now: dt.datetime) -> dt.datetime:
         time = dt.datetime.fromisoformat(value)
     except ValueError:
         raise ValueError(f"expected 10m, 1h, 7d or a time such as {now:%Y-%m-%dT%H:%M}") from None
-    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
+    return (time if time.tzinfo else time.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
 
 
 _FIELDS: dict[str, Callable[[str, dt.datetime], Any]] = {
