@@ -102,6 +102,72 @@ def test_service_passes_its_own_checks(
     run(shop, "pytest", "-q", "-p", "no:cacheprovider", *database)
 
 
+LISTENERS = """
+from shop.bus import Event, listen
+
+
+class Told(Event, key="what"):
+    what: str
+
+
+@listen(ordered=True)
+async def dies(event: Told) -> None:
+    raise LookupError("no luck")
+
+
+@listen(retries=3)
+async def recovers(event: Told) -> None:
+    failed.append(event)
+    if len(failed) <= 3:
+        raise LookupError("not yet")
+
+
+failed: list[Told] = []
+"""
+
+DEAD_LETTERS = """
+import datetime as dt
+
+import pytest
+from shop.scenario import Scenario
+from shop.testing import Service
+
+from ..listeners import Told, dies, failed, recovers
+
+
+@pytest.fixture(autouse=True)
+def start_anew() -> None:
+    failed.clear()
+
+
+async def test_what_is_asked_for_is_part_of_the_story(scenario: Scenario) -> None:
+    clock = scenario.service.runtime.clock
+    before = clock.now()
+    await scenario.when(Told(what="a"), dead=[dies])
+    assert clock.now() - before > dt.timedelta(minutes=5)
+    await scenario.later(dt.timedelta(days=1))
+    await scenario.when(Told(what="b"), dead=[dies])
+    # It waits behind the first.
+    await scenario.when(Told(what="a"))
+    assert len(failed) == 6
+
+
+@pytest.mark.parametrize("dead", [[], [recovers], [dies, recovers], [dies, dies]])
+async def test_anything_else_is_not(service: Service, dead: list[object]) -> None:
+    await service.runtime.publish(Told(what="a"))
+    with pytest.raises(AssertionError, match=r"(?s)expected dead letters: .*: no luck") as told:
+        await service.settled(dead=dead)
+    assert "; got: notes.dies" in str(told.value)
+"""
+
+
+def test_dead_letters_are_asked_for(small: Path) -> None:
+    notes = small / "src/shop/slices/notes"
+    (notes / "listeners.py").write_text(LISTENERS)
+    (notes / "tests/test_dead_letters.py").write_text(DEAD_LETTERS)
+    run(small, "pytest", "-q", "-p", "no:cacheprovider", f"{notes}/tests/test_dead_letters.py")
+
+
 KILLED = """
 import os, signal
 

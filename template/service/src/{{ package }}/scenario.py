@@ -7,6 +7,7 @@ from typing import Any, TypeVar, overload
 import pytest
 
 from .bus import Command, Event, User
+from .bus.bus import Listeners
 from .testing import ALICE, Service
 
 R = TypeVar("R")
@@ -29,22 +30,25 @@ class Scenario:
         self._since = await self._last()
 
     @overload
-    async def when(self, message: Command[R], user: User = ...) -> R: ...
+    async def when(self, message: Command[R], user: User = ..., *, dead: Listeners = ...) -> R: ...
     @overload
-    async def when(self, message: Event) -> None: ...
-    async def when(self, message: Event | Command[Any], user: User = ALICE) -> Any:
+    async def when(self, message: Event, *, dead: Listeners = ...) -> None: ...
+    async def when(
+        self, message: Event | Command[Any], user: User = ALICE, *, dead: Listeners = ()
+    ) -> Any:
         """Send a command, or publish an event as its slice does, and wait for all that follows.
 
-        Returns the command's answer, and raises what its handler raises.
+        Returns the command's answer, and raises what its handler raises. dead: listeners that give
+        up, so that what they were to do is a dead letter; any other one fails the test.
         """
         self._since = await self._last()
-        return await self._cause(message, user)
+        return await self._cause(message, user, dead)
 
-    async def later(self, by: dt.timedelta) -> None:
-        """Let time pass, and wait for all that is due by then, and follows."""
+    async def later(self, by: dt.timedelta, *, dead: Listeners = ()) -> None:
+        """Let time pass, and wait for all that is due by then, and follows; dead as for `when`."""
         self._since = await self._last()
         await self.service.later(by)
-        await self.service.settled()
+        await self.service.settled(dead=dead)
 
     async def then(self, *expected: Expected) -> None:
         """These events have been published, in any order, and no others. Raises AssertionError."""
@@ -67,7 +71,7 @@ class Scenario:
         if any(isinstance(event, kinds) for event in events):
             raise AssertionError(_told("none of", kinds, events))
 
-    async def _cause(self, message: Event | Command[Any], user: User) -> Any:
+    async def _cause(self, message: Event | Command[Any], user: User, dead: Listeners = ()) -> Any:
         answer = None
         if isinstance(message, Event):
             await self.service.runtime.publish(message)
@@ -75,7 +79,7 @@ class Scenario:
             self._since = await self._last()
         else:
             answer = await self.service.send(message, user)
-        await self.service.settled()
+        await self.service.settled(dead=dead)
         return answer
 
     async def _last(self) -> int:

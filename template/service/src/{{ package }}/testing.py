@@ -29,9 +29,10 @@ from .app import PACKAGE, create_app
 from .base import auth, migrate
 from .base.database import Base
 from .bus import Bus, Command, Context, Event, User, tables
+from .bus.bus import Listeners
 from .bus.discovery import find_slices
 from .bus.engines import Database
-from .bus.runtime import Runtime
+from .bus.runtime import Runtime, told_of
 from .settings import Settings
 
 R = TypeVar("R")
@@ -49,6 +50,8 @@ class Service:
         self.app = app
         self.runtime: Runtime = app.state.runtime
         self.timeline = self.runtime.watch(twice=twice)
+        # Dead letters that a test has asked for, by their ids.
+        self._dead = set[int]()
 
     def bus(self, user: User = ALICE) -> Bus:
         """A bus on which messages are sent for a user."""
@@ -63,9 +66,22 @@ class Service:
         await self.runtime.publish(*events)
         await self.settled()
 
-    async def settled(self) -> None:
-        """Wait until all deliveries are done; fails with what happened if they do not get done."""
-        await self.runtime.settled()
+    async def settled(self, *, dead: Listeners = ()) -> None:
+        """Wait until all deliveries are done; fails with what happened if they do not get done.
+
+        dead: those of these listeners, one of each, become dead letters instead, and are expected
+        from then on. Nobody sleeps for what is tried again: the bus's clock is moved on to it.
+        """
+        stuck = await self.runtime.at_rest(skip=True)
+        died = [one for one in stuck if one.state == "dead" and one.id not in self._dead]
+        wired = self.runtime.wiring.listeners
+        named: dict[object, str] = {one.marked.function: name for name, one in wired.items()}
+        expected = sorted(named.get(one, repr(one)) for one in dead)
+        found = sorted(one.listener for one in died)
+        if found != expected:
+            wanted, got = (", ".join(one) or "none" for one in (expected, found))
+            raise AssertionError(f"expected dead letters: {wanted}; got: {got}\n{told_of(died)}")
+        self._dead |= {one.id for one in died}
 
     async def later(self, by: dt.timedelta) -> None:
         """Let time pass for what is due later, and deliver what is due then, once."""

@@ -263,7 +263,7 @@ class Claims:
 
     async def unfinished(self) -> Sequence[Delivery]:
         """The deliveries that are not done, dead ones included, as far as this worker runs them."""
-        query = deliveries().where(
+        query = deliveries(tables.subscription.c.listener).where(
             tables.delivery.c.state.not_in(["done", "dropped"]), self._readable
         )
         async with self._database.worker_reader.connect() as connection:
