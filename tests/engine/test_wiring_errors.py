@@ -256,6 +256,28 @@ def test_slice_that_is_listened_to_and_not_there(shop: Shop) -> None:
     assert "Add the slice payments, or stop listening to it" in error
 
 
+def test_slice_that_is_listened_to_under_the_name_of_its_birth(shop: Shop) -> None:
+    shop.slice("incomes", born="payments", contracts=PAYMENTS)
+    shop.slice("orders", listeners=LISTENS)
+    assert shop.refusal() == (
+        f"{shop.at('orders/listeners.py', 'from shop.slices')[:-1]} imports shop.slices.payments,"
+        " which is not here: the slice that was born as payments is in the folder incomes."
+        " Import shop.slices.incomes.contracts instead."
+    )
+
+
+def test_what_is_broken_in_each_slice_is_told_at_once(shop: Shop) -> None:
+    shop.slice("payments", contracts=f"{PAYMENTS}\n    Nope")
+    shop.slice("orders", listeners=LISTENS)
+    shop.slice("parcels", listeners=LISTENS.replace("payments.contracts", "gone.contracts"))
+    shop.slice("refunds", contracts="1 / 0")
+    # What is broken in payments is so for orders, too, and told once.
+    broken, gone, refused = shop.refusal().splitlines()
+    assert broken.startswith(shop.at("payments/contracts.py", "Nope"))
+    assert gone.startswith(shop.at("parcels/listeners.py", "from shop.slices")[:-1])
+    assert refused.startswith(shop.at("refunds/contracts.py", "1 / 0"))
+
+
 def test_slice_that_is_listened_to_and_has_no_contracts(shop: Shop) -> None:
     shop.slice("payments", messages=PAY, handlers=PAID)
     shop.slice("orders", listeners=LISTENS)

@@ -103,11 +103,13 @@ def read(
 ) -> Catalog:
     """Import the slices and collect what they declare.
 
-    service_modules are searched for guards. Raises WiringError if a module is broken, or imports
-    a slice that is not here, or an event that the other slice does not publish. If `broken` is
-    given, that is put there instead, by the slice, whose modules up to then are read.
+    service_modules are searched for guards. Raises WiringError if modules are broken, or import
+    a slice that is not here, or an event that the other slice does not publish, with the first
+    such error of each slice. If `broken` is given, these are put there instead, by the slice,
+    whose modules up to then are read.
     """
     catalog = Catalog()
+    refused = dict[str, WiringError]() if broken is None else broken
     known = list(slices)
     # The service's own guards come first, around those of the slices.
     for module in service_modules:
@@ -119,11 +121,11 @@ def read(
             for module in _import(one, known):
                 modules.append(module)
         except WiringError as error:
-            if broken is None:
-                raise
-            broken[one.name] = error
+            refused[one.name] = error
         for module in modules:
             _read_module(catalog, module, one)
+    if refused and broken is None:
+        raise _all_of(list(refused.values()))
     return catalog
 
 
@@ -174,6 +176,13 @@ def _import(one: Slice, known: list[Slice]) -> Iterator[ModuleType]:
         raise
 
 
+def _all_of(errors: list[WiringError]) -> WiringError:
+    # What is broken in a contract is the error of all slices that import it.
+    told = WiringError("\n".join(dict.fromkeys(map(str, errors))))
+    told.__cause__ = errors[0].__cause__
+    return told
+
+
 def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | None:
     """What to do about an import of another slice that failed; None if it is another import."""
     parent = importer.package.rpartition(".")[0]
@@ -185,6 +194,11 @@ def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | N
     at = last_line(error, importer.path) or importer.package
     here = [one.path.name for one in known]
     if folder not in here:
+        if renamed := next((one.path.name for one in known if one.name == folder), None):
+            return (
+                f"{at} imports {module}, which is not here: the slice that was born as {folder} is"
+                f" in the folder {renamed}. Import {parent}.{renamed}.contracts instead."
+            )
         return (
             f"{at} imports {module}, which is not here (the slices here: {', '.join(here)}). Add"
             f" the slice {folder}, or stop listening to it."
