@@ -267,11 +267,11 @@ TYPES = {
     "Colour": "Literal['blue', 'red']",
     "list[Colour]": "list[Literal['blue', 'red']]",
     "dict[str, tuple[int, ...]]": "dict[str, tuple[int, ...]]",
-    "Sequence[Line]": "Sequence[{sku: str, count: int}]",
+    "Sequence[Line]": "Sequence[{sku: str, count?: int, notes?: list[str]}]",
     "Money": "{amount: Decimal, currency: str}",
     "Tree": "{children?: list[Tree]}",
-    "Point": "{x: int, y: int}",
-    "Options": "{depth: int}",
+    "Point": "tuple[int, int?]",
+    "Options": "{depth: int, wide?: bool}",
     "Number": "int",
     "Any": "Any",
 }
@@ -282,7 +282,7 @@ def test_types_are_told_as_they_are_stored(shop: Shop, written: str, told: str) 
     source = f"""
         import datetime as dt
         from collections.abc import Sequence
-        from dataclasses import dataclass
+        from dataclasses import dataclass, field
         from decimal import Decimal
         from enum import Enum
         from typing import (
@@ -298,7 +298,9 @@ def test_types_are_told_as_they_are_stored(shop: Shop, written: str, told: str) 
         @dataclass(frozen=True)
         class Line:
             sku: str
-            count: int
+            count: int = 1
+            notes: list[str] = field(default_factory=list)
+            mine: str = field(default="", init=False)
         class Money(Message):
             amount: Decimal
             currency: str
@@ -306,12 +308,13 @@ def test_types_are_told_as_they_are_stored(shop: Shop, written: str, told: str) 
             children: "list[Tree]" = []
         class Point(NamedTuple):
             x: int
-            y: int
+            y: int = 0
         class Thing(Event, key="thing"):
             thing: {written}
     """.replace("class Thing", "{}class Thing")
     options = (
         "import typing_extensions\nclass Options(typing_extensions.TypedDict):\n    depth: int\n"
+        "    wide: typing_extensions.NotRequired[bool]\n"
     )
     shop.write("shapes_here.py", textwrap.dedent(source).format(options))
     shape = shop.module("bus.shapes").Shape.of(shop.module("shapes_here").Thing)

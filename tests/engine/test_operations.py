@@ -526,6 +526,52 @@ async def test_listener_that_is_gone_is_retired(shop: Shop, start: Start, url: s
     assert sorted(await desk.audit()) == [("alice", "drop", "a gateway was down", 2), *audit]
     with pytest.raises(Exception, match=r"notes.copy is retired"):
         await desk.operations.plan_replay("notes.copy")
+    with pytest.raises(Exception, match="not in this code"):
+        await desk.operations.resume("notes.copy", **WHO)
+
+
+@pytest.mark.parametrize("options", ["", '(start="beginning")'])
+async def test_retired_listener_that_is_back_is_taken_up_again(
+    shop: Shop, start: Start, url: str, options: str, logged: list[Any]
+) -> None:
+    hears = f"@listen{options}\nasync def hear(event: NoteWritten) -> None: seen.append(event.text)"
+    notes(shop, listeners=hears)
+    desk = Desk(await start(url))
+    await desk.write("before")
+    await desk.service.settled()
+    for text, code in (("gone", ""), ("back", hears)):
+        shop.forget()
+        notes(shop, listeners=code)
+        desk = Desk(await start(url))
+        if not code:
+            await desk.operations.retire("notes.hear", **WHO)
+        await desk.write(text)
+    assert "retired: it gets nothing" in str(logged)
+    assert await desk.states("notes.hear") == ["done"]
+    [finding] = await desk.operations.check()
+    assert (finding.listener, finding.count) == ("notes.hear", 0)
+    assert "events resume" in finding.problem
+    assert await desk.operations.resume("notes.hear", **WHO) is not None
+    assert await desk.operations.check() == []
+    await desk.write("after")
+    await desk.service.runtime.relay.work_off()
+    missed = ["gone", "back"] if options else []
+    assert shop.seen == ["before", *missed, "after"]
+
+
+async def test_listener_whose_events_are_gone_is_not_taken_up_again(
+    shop: Shop, start: Start, url: str
+) -> None:
+    desk = await without_copy(shop, start, url, "done")
+    await desk.operations.retire("notes.copy", **WHO)
+    await desk.write("gone")
+    await desk.service.write("INSERT INTO bus_log (id, floor) VALUES (1, 2)")
+    shop.forget()
+    notes(shop, listeners=LISTENERS.replace("@listen", '@listen(start="beginning")', 1))
+    desk = Desk(await start(url))
+    with pytest.raises(Exception, match="up to position 2 have been removed"):
+        await desk.operations.resume("notes.copy", **WHO)
+    assert (await desk.operations.lag())[0]["retired_at"] is not None
 
 
 async def test_what_is_left_is_moved_to_another_listener(

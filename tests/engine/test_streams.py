@@ -413,6 +413,44 @@ async def test_snapshot_that_could_not_be_read_is_not_taken(
     )
 
 
+# What the types of the fields let through, and JSON does not bring back as it was.
+CHANGED = {
+    "parts: dict[str, Any] = Field(default_factory=dict)": (
+        "self.parts['a'] = event.amount",
+        "parts",
+    ),
+    "parts: list[Any] = Field(default_factory=list, exclude=True)": (
+        *("self.parts.append(event.amount)", "parts"),
+    ),
+    "ref: UUID | str = ''": ("self.ref = self.id", "ref"),
+    "_count: int = 0": ("self._count += 1", "_count"),
+}
+
+
+@pytest.mark.parametrize(("field", "change", "name"), [(k, *v) for k, v in CHANGED.items()])
+async def test_snapshot_that_would_change_the_state_is_not_taken(
+    shop: Shop,
+    start: Start,
+    sqlite_url: str,
+    logged: list[Any],
+    field: str,
+    change: str,
+    name: str,
+) -> None:
+    models = MODELS.replace(
+        "total: Decimal = Decimal(0)", f"total: Decimal = Decimal(0)\n    {field}"
+    )
+    models = models.replace("self.total += event.amount", f"self.total += event.amount; {change}")
+    models = f"from pydantic import Field\nfrom uuid import UUID\n{models}"
+    some = await counters(shop, start, sqlite_url, models)
+    stream_id = await some.open(1, 2, 3)
+    assert await some.service.rows("SELECT * FROM notes_snapshots") == []
+    assert f"{name}: not the same" in str(logged)
+    state = await some.load(stream_id)
+    assert state.total == 6
+    assert getattr(state, name)
+
+
 async def test_snapshot_that_cannot_be_read_is_passed_over(
     shop: Shop, start: Start, url: str, logged: list[Any]
 ) -> None:

@@ -142,11 +142,19 @@ def resume(
     who: Who = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a pause."""
+    """End a pause; take up again a listener that was retired, and is back in the code."""
     _show_lag(listener, as_json)
     ask(f"Resume {listener}?", yes)
-    run_operations(lambda operations: operations.resume(listener, who=who, reason=reason))
-    print_json({"resumed": listener}) if as_json else typer.echo("Resumed.")
+    since = run_operations(lambda operations: operations.resume(listener, who=who, reason=reason))
+    if as_json:
+        print_json({"resumed": listener, "retired_since": since})
+    elif since is None:
+        typer.echo("Resumed.")
+    else:
+        typer.echo(
+            f"Resumed. It was retired since {text(since)}: it gets what was published meanwhile if"
+            ' it has start="beginning"; any other one can be run over that by `events replay`.'
+        )
 
 
 @changes.command()

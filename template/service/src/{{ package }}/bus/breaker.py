@@ -98,7 +98,8 @@ class Breaker:
             streak.clear()
         seconds = min(last.seconds * 2, _LONGEST_PAUSE) if last else _SHORTEST_PAUSE
         self._pauses[subscription] = Paused(seconds, now + dt.timedelta(seconds=seconds))
-        reason = f"everything failed, last with {said(error)}"
+        how = "everything failed, last" if delivery.paused_reason is None else "it failed again,"
+        reason = f"{how} with {said(error)}"
         await self._pause(listener, delivery, seconds, reason)
 
     async def _pause(

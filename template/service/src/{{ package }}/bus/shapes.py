@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import (
     Annotated,
@@ -21,8 +21,6 @@ from pydantic import BaseModel
 from .messages import Event
 
 _UNIONS = (Union, types.UnionType)
-# Dataclasses, typed dictionaries, named tuples.
-_WITH_FIELDS = ("__dataclass_fields__", "__required_keys__", "_fields")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,16 +86,37 @@ def _told_class(cls: type, within: tuple[Any, ...]) -> str:
         return f"Literal[{', '.join(sorted(repr(one.value) for one in cls))}]"
     if cls in within or not (fields := _fields_of(cls, (*within, cls))):
         return cls.__name__
-    return f"{{{', '.join(f'{name}: {text}' for name, text in fields.items())}}}"
+    if issubclass(cls, tuple):  # as a list: its names are not stored
+        return f"tuple[{', '.join(f'{text}{mark}' for _, text, mark in fields)}]"
+    return f"{{{', '.join(f'{name}{mark}: {text}' for name, text, mark in fields)}}}"
 
 
-def _fields_of(cls: type, within: tuple[Any, ...]) -> dict[str, str]:
-    """The fields of a class that is stored as an object; none of any other."""
+def _fields_of(cls: type, within: tuple[Any, ...]) -> list[tuple[str, str, str]]:
+    """Name, type, and `?` if it may be missing, of the fields of a class; none of a plain one."""
+    types_, optional = _types_of(cls)
+    return [
+        (name, told(kind, within), "?" if name in optional else "") for name, kind in types_.items()
+    ]
+
+
+def _types_of(cls: Any) -> tuple[Mapping[str, Any], Collection[str]]:
+    """The fields of a class that has some, with their types; and those that may be missing."""
     if issubclass(cls, BaseModel):
-        return {
-            f"{name}{'' if one.is_required() else '?'}": told(one.annotation, within)
-            for name, one in cls.model_fields.items()
-        }
-    if not any(hasattr(cls, mark) for mark in _WITH_FIELDS):
-        return {}
-    return {name: told(hint, within) for name, hint in get_type_hints(cls).items()}
+        fields = cls.model_fields
+        optional = [name for name, one in fields.items() if not one.is_required()]
+        return {name: one.annotation for name, one in fields.items()}, optional
+    hints = get_type_hints(cls)
+    if dataclasses.is_dataclass(cls):
+        known = {one.name: one for one in dataclasses.fields(cls) if one.init}
+        none = dataclasses.MISSING
+        optional = [
+            name
+            for name, one in known.items()
+            if one.default is not none or one.default_factory is not none
+        ]
+        return {name: hints[name] for name in known}, optional
+    if hasattr(cls, "__optional_keys__"):  # a typed dictionary
+        return hints, cls.__optional_keys__
+    if hasattr(cls, "_fields"):  # a named tuple
+        return {name: hints[name] for name in cls._fields}, cls._field_defaults
+    return {}, ()

@@ -73,8 +73,8 @@ class Streams(Generic[A]):
     ) -> None:
         """A snapshot is taken every so many versions; it saves time, and nothing depends on it.
 
-        One that could not be read back is not taken; both that, and one that is stored and cannot
-        be read, are logged as warnings.
+        One that could not be read back as what it was is not taken; both that, and one that is
+        stored and cannot be read, are logged as warnings.
 
         Raises TypeError if evolve does not say which events there are, or if two have one name.
         """
@@ -158,12 +158,10 @@ class Streams(Generic[A]):
         try:
             return from_payload(self._aggregate, state)
         except Exception as error:
-            self._warn("a snapshot cannot be read, all events are", stream_id, error)
+            self._warn("a snapshot cannot be read, all events are", stream_id, _why(error))
             return None
 
-    def _warn(self, what: str, stream_id: UUID, error: Exception) -> None:
-        # What the fields hold is not told: it may be erased one day, and the log is not.
-        why = told(error) if isinstance(error, ValidationError) else type(error).__name__
+    def _warn(self, what: str, stream_id: UUID, why: str) -> None:
         log.warning(what, table=self._snapshots.name, stream=str(stream_id), error=why)
 
     def _event(self, type_: str, version: int, payload: Payload) -> StreamEvent:
@@ -214,10 +212,14 @@ class Streams(Generic[A]):
     async def _take_snapshot(self, session: AsyncSession, aggregate: A) -> None:
         try:
             state = payload_of(aggregate)
-            from_payload(self._aggregate, state)
+            read = from_payload(self._aggregate, state)
         except Exception as error:
             # Events may make what the types of the fields do not allow: that is no reason to fail.
-            self._warn("no snapshot is taken: it could not be read", aggregate.id, error)
+            self._warn("no snapshot is taken: it could not be read", aggregate.id, _why(error))
+            return
+        if changed := aggregate.differing(read):
+            why = f"{', '.join(changed)}: not the same when it is read"
+            self._warn("no snapshot is taken: it would change the state", aggregate.id, why)
             return
         row = {
             "stream_id": aggregate.id,
@@ -226,6 +228,11 @@ class Streams(Generic[A]):
             "state": state,
         }
         await session.execute(sa.insert(self._snapshots), row)
+
+
+def _why(error: Exception) -> str:
+    # What the fields hold is not told: it may be erased one day, and the log is not.
+    return told(error) if isinstance(error, ValidationError) else type(error).__name__
 
 
 def _stale(events: sa.Table, stream_id: UUID, version: int) -> StaleDataError:

@@ -1,11 +1,12 @@
 """Writes down which listeners want which events; deliveries are made from these rows."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,6 +25,8 @@ _LOCKED = ("55P03", "40P01")  # It waited too long, or for somebody who waits fo
 _MOST_TRIES = 20
 
 T = TypeVar("T")
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,14 @@ def wanted_by(catalog: Catalog) -> list[Wanted]:
     ]
 
 
+def wanted_as(catalog: Catalog, names: Collection[str]) -> Wanted | None:
+    """What the code wants of a listener that is stored under one of these names, if it has it."""
+    for one in wanted_by(catalog):
+        if not {one.listener, *one.aliases}.isdisjoint(names):
+            return one
+    return None
+
+
 async def subscribe(
     database: Database, wanted: Sequence[Wanted], *, prune: bool = False
 ) -> dict[str, int]:
@@ -75,7 +86,10 @@ async def subscribe(
         async with database.writer.begin() as connection:
             if database.dialect == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            return {one.listener: await _subscribe(connection, one, prune=prune) for one in wanted}
+            found = {one.listener: await _subscribe(connection, one, prune=prune) for one in wanted}
+            for name in await _retired(connection, found.values()):
+                log.warning("retired: it gets nothing until `events resume`", listener=name)
+            return found
 
     return await until_locked(subscribe)
 
@@ -119,6 +133,12 @@ async def _subscribe(connection: AsyncConnection, wanted: Wanted, *, prune: bool
             .values(listener=wanted.listener, ordered=wanted.ordered)
         )
     return found
+
+
+async def _retired(connection: AsyncConnection, ids: Collection[int]) -> Sequence[str]:
+    row = tables.subscription
+    query = sa.select(row.c.listener).where(row.c.id.in_(ids), row.c.retired_at.is_not(None))
+    return (await connection.scalars(query.order_by(row.c.listener))).all()
 
 
 async def _find(connection: AsyncConnection, names: Sequence[str]) -> int | None:

@@ -1,7 +1,7 @@
 """Tells before a deploy what this code could not deliver of what a database holds."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from .. import tables
 from ..catalog import Catalog
 from ..engines import Database
-from ..subscriptions import wanted_by
+from ..subscriptions import wanted_as, wanted_by
 from ..upcasting import readers
 
 _CHUNK = 500
@@ -35,7 +35,7 @@ async def check(database: Database, catalog: Catalog) -> list[Finding]:
     """What of all that is unfinished, dead or scheduled this code could not decode or route.
 
     catalog is that of all slices. Memory is bounded: the rows are read in chunks. What a retired
-    listener left is not looked at.
+    listener left is not looked at, but that it gets nothing is told if the code has it again.
     """
     checker = _Checker(catalog)
     counts: Counter[tuple[str, str | None, str]] = Counter()
@@ -46,9 +46,10 @@ async def check(database: Database, catalog: Catalog) -> list[Finding]:
             kind = (problem, listener and listener[0], row.name)
             counts[kind] += 1
             examples.setdefault(kind, example)
-    return [
+    found = [
         Finding(*kind, count, examples[kind]) for kind, count in sorted(counts.items(), key=str)
     ]
+    return [*found, *_retired(catalog, await _subscriptions(database, retired=True))]
 
 
 class _Checker:
@@ -95,14 +96,22 @@ class _Checker:
         return ()
 
 
-async def _subscriptions(database: Database) -> dict[int, Subscription]:
+def _retired(catalog: Catalog, subscriptions: Mapping[int, Subscription]) -> Iterator[Finding]:
+    for listener, names in subscriptions.values():
+        if wanted := wanted_as(catalog, names):
+            problem = "retired, so that it gets nothing: `events resume` takes it up again"
+            yield Finding(problem, listener, ", ".join(wanted.events), 0, "")
+
+
+async def _subscriptions(database: Database, *, retired: bool = False) -> dict[int, Subscription]:
     subscription, name = tables.subscription, tables.subscription_name
     query = (
         sa.select(subscription.c.id, subscription.c.listener, name.c.name)
         .outerjoin(
             name, sa.and_(name.c.subscription_id == subscription.c.id, name.c.kind == "listener")
         )
-        .where(subscription.c.retired_at.is_(None))
+        .where(subscription.c.retired_at.is_not(None) == retired)
+        .order_by(subscription.c.listener)
     )
     found: dict[int, Subscription] = {}
     async with database.reader.connect() as connection:

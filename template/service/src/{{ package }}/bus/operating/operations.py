@@ -14,7 +14,7 @@ from ..catalog import Catalog
 from ..clock import utc_now
 from ..engines import Database
 from ..errors import OperationError
-from ..subscriptions import wanted_by
+from ..subscriptions import lock_log, log_floor, until_locked, wanted_as
 from ..waking import waking
 from .audit import Audit
 from .changes import (
@@ -171,11 +171,40 @@ class Operations(Inspection):
             await self._set(connection, "pause", listener, values, who=who, reason=reason)
         return until
 
-    async def resume(self, listener: str, *, who: str, reason: str = "") -> None:
-        """End a pause."""
-        values = {"paused_until": None, "paused_reason": None}
-        async with waking(self._database) as connection:
-            await self._set(connection, "resume", listener, values, who=who, reason=reason)
+    async def resume(self, listener: str, *, who: str, reason: str = "") -> dt.datetime | None:
+        """End a pause; take up again a listener that was retired, and is in this code again.
+
+        Such a one is filled with what was published meanwhile if it starts at the beginning, or
+        else goes on with what is published from now on. Returns since when it was retired. Raises
+        OperationError if this code does not have it, or what it would need is removed.
+        """
+        ended = {"paused_until": None, "paused_reason": None}
+
+        async def attempt() -> dt.datetime | None:
+            async with waking(self._database) as connection:
+                found = await self._subscription(connection, listener)
+                revived = {} if found.retired_at is None else await self._revived(connection, found)
+                values = {**ended, **revived}
+                await self._set(connection, "resume", listener, values, who=who, reason=reason)
+            return found.retired_at
+
+        return await until_locked(attempt)
+
+    async def _revived(self, connection: AsyncConnection, found: Subscribed) -> dict[str, Any]:
+        wanted = wanted_as(self._catalog, found.names)
+        if wanted is None:
+            raise OperationError(
+                f"{found.listener} is retired, and not in this code: nothing would run it."
+            )
+        newest, filled = await lock_log(connection), found.filled_to
+        if wanted.from_beginning and (floor := await log_floor(connection)) > filled:
+            raise OperationError(
+                f"{found.listener} starts at the beginning, but events up to position {floor} have"
+                f" been removed, and it has seen those up to {filled}: give it another name, and"
+                ' let it start="now".'
+            )
+        filling = filled if wanted.from_beginning and filled < newest else None
+        return {"retired_at": None, "from_position": newest, "backfilled_to": filling}
 
     async def retire(self, listener: str, *, drop: bool = False, who: str, reason: str = "") -> int:
         """Make no more deliveries for a listener that is gone; what it has left stays to be seen.
@@ -183,17 +212,29 @@ class Operations(Inspection):
         drop: that is given up in the same transaction, but for what is being worked. Returns how
         many were dropped. Raises OperationError if this code still has the listener.
         """
+
+        async def attempt() -> int:
+            async with self._database.writer.begin() as connection:
+                return await self._retire(connection, listener, drop=drop, who=who, reason=reason)
+
+        return await until_locked(attempt)
+
+    async def _retire(
+        self, connection: AsyncConnection, listener: str, *, drop: bool, who: str, reason: str
+    ) -> int:
         now, where = self._now(), f"listener={quoted(listener)}"
-        async with self._database.writer.begin() as connection:
-            await self._refuse_present(connection, listener)
-            found = await self._set(
-                connection, "retire", listener, {"retired_at": now}, who=who, reason=reason
-            )
-            if not drop:
-                return 0
-            dropped = await drop_all_of(connection, found.id, now)
-            audit = Audit("drop", where, who=who, reason=reason, details={"listener": listener})
-            await audit.add(connection, dropped, now)
+        await self._refuse_present(connection, listener)
+        found = await self._subscription(connection, listener)
+        values: dict[str, Any] = {"retired_at": now}
+        if found.retired_at is None and found.backfilled_to is None:
+            # If it comes back, it has seen all up to here.
+            values["from_position"] = await lock_log(connection)
+        await self._set(connection, "retire", listener, values, who=who, reason=reason)
+        if not drop:
+            return 0
+        dropped = await drop_all_of(connection, found.id, now)
+        audit = Audit("drop", where, who=who, reason=reason, details={"listener": listener})
+        await audit.add(connection, dropped, now)
         return dropped
 
     async def not_moved(self, chosen: Selection, to: str) -> Mapping[str, int]:
@@ -236,8 +277,7 @@ class Operations(Inspection):
 
     async def _refuse_present(self, connection: AsyncConnection, listener: str) -> None:
         found = await self._subscription(connection, listener)
-        here = {name for one in wanted_by(self._catalog) for name in (one.listener, *one.aliases)}
-        if not here.isdisjoint(found.names):
+        if wanted_as(self._catalog, found.names) is not None:
             raise OperationError(
                 f"{listener} is still in this code, which would go on to want its events: remove"
                 " the listener first."

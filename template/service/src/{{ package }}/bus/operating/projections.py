@@ -73,7 +73,10 @@ class Projections(Standing):
         async with self._database.reader.connect() as connection:
             subscribed = await self._subscription(connection, model.listener)
             if subscribed.retired_at is not None:
-                raise OperationError(f"{listener} is retired: nothing would keep it up to date.")
+                raise OperationError(
+                    f"{listener} is retired: nothing would keep it up to date. `events resume`"
+                    " takes it up again."
+                )
             await refuse_below_floor(connection)
             mine = event.c.name.in_(model.events), tables.corrected_for().is_(None)
             count = sa.select(sa.func.count()).where(*mine)

@@ -45,7 +45,10 @@ async def plan(connection: AsyncConnection, listener: Subscribed, found: Filter)
     if either of them is; one for another listener is none of its events.
     """
     if listener.retired_at is not None:
-        raise OperationError(f"{listener.listener} is retired: nothing would run the replay.")
+        raise OperationError(
+            f"{listener.listener} is retired: nothing would run the replay. `events resume` takes"
+            " it up again."
+        )
     event = tables.event
     conditions = found.only(OF_EVENTS).conditions({})
     if found.value("id") is None:

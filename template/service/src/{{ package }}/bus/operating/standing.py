@@ -24,7 +24,10 @@ _UNFINISHED = ("pending", "waiting", "working", "dead")
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A stored subscription: names are the listener's, old ones too; events are those it wants."""
+    """A stored subscription: names are the listener's, old ones too; events are those it wants.
+
+    from_position and backfilled_to are as in its row.
+    """
 
     id: int
     listener: str
@@ -34,6 +37,13 @@ class Subscribed:
     paused_until: dt.datetime | None
     paused_reason: str | None
     retired_at: dt.datetime | None
+    from_position: int
+    backfilled_to: int | None
+
+    @property
+    def filled_to(self) -> int:
+        """Up to which position of the log it has got what it wants, once it is retired."""
+        return self.from_position if self.backfilled_to is None else self.backfilled_to
 
 
 class Standing:
@@ -130,6 +140,8 @@ class Standing:
                 paused_until=row.paused_until,
                 paused_reason=row.paused_reason,
                 retired_at=row.retired_at,
+                from_position=row.from_position,
+                backfilled_to=row.backfilled_to,
             )
             for row in found
         ]
