@@ -550,6 +550,16 @@ def test_table_with_a_foreign_name(shop: Shop) -> None:
     assert "table 'bills'" in shop.db_fails("revision payments -m rename")
 
 
+@on_sqlite
+def test_table_that_another_slice_would_be_taken_to_own(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.add("orders_lines", "")
+    for name in ("orders", "orders_lines"):
+        line = shop.db_fails(f"revision {name} -m more")
+        assert "table 'orders_lines' of the slice orders" in line
+        assert "rename the table" in line
+
+
 def test_removed_slice_breaks_nothing(shop: Shop) -> None:
     shop.db("upgrade")
     away = shop.root / "away"

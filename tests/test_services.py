@@ -1,6 +1,7 @@
 """Every kind of service: it renders clean, and those that differ in kind pass their own checks."""
 
 import itertools
+import json
 import os
 import py_compile
 import re
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,10 +156,11 @@ WAITS = "\nimport threading\nprint('waiting', flush=True)\nthreading.Event().wai
         ("shop.cli", "worker", "src/shop/slices/notes/models.py"),
     ],
 )
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_service_that_is_told_to_stop_while_it_is_loaded(
-    small: Path, module: str, command: str, place: str
+    small: Path, module: str, command: str, place: str, sent: signal.Signals, status: int
 ) -> None:
-    """As it is loaded it comes to a line that waits, and it is sent SIGTERM there."""
+    """As it is loaded it comes to a line that waits, and it is sent a signal there."""
     with (small / place).open("a") as file:
         file.write(WAITS)
     process = subprocess.Popen(
@@ -169,9 +173,9 @@ def test_service_that_is_told_to_stop_while_it_is_loaded(
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
-    process.terminate()
+    process.send_signal(sent)
     printed, _ = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (0, "")
+    assert (process.returncode, printed) == (status, "")
 
 
 @contextmanager
@@ -219,6 +223,7 @@ def test_dev_comes_back_when_what_stopped_it_is_mended(small: Path) -> None:
         told = read_until(printed, "Waiting for the next change.")
         assert f"{handlers}:1: SyntaxError" in told
         assert "Traceback" not in told
+        assert f"{handlers}:1: SyntaxError" in refusal_of(port)
         handlers.write_text(code)
         told = read_until(printed, "Application startup complete.")
         assert "detected changes in 'src/shop/slices/notes/handlers.py'" in told
@@ -227,8 +232,22 @@ def test_dev_comes_back_when_what_stopped_it_is_mended(small: Path) -> None:
         read_until(
             printed, "is behind the code (it lacks notes_0002). Run `shop db upgrade` first."
         )
+        assert "Run `shop db upgrade` first." in refusal_of(port)
         run(small, "shop", "db", "upgrade")
         read_until(printed, "Application startup complete.")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as answer:
+            assert answer.status == 200
+
+
+def refusal_of(port: int) -> str:
+    """What a service that has not started says of itself."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/notes", timeout=60)
+    with refused.value as answer:
+        assert answer.status == 503
+        assert answer.headers["content-type"] == "application/problem+json"
+        detail: str = json.load(answer)["detail"]
+    return detail
 
 
 # The database is checked, and found to be up to date; then a revision comes.

@@ -4,9 +4,19 @@ import signal
 import sys
 from pathlib import Path
 
+# What a shell takes for: ended by Ctrl-C.
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Load the command line and run it: loading takes a while, and may be told to stop as well."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
     if sys.argv[1:2] in (["run"], ["worker"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if sys.argv[1:2] == ["template"]:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from socket import socket
@@ -18,10 +18,11 @@ import uvicorn
 from alembic.util import CommandError
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from starlette.types import Receive, Scope, Send
 from uvicorn.supervisors import ChangeReload
 
 from .app import PACKAGE, StartError, build_runtime, check_database, create_app, opened
-from .base import auth, logs, migrate
+from .base import auth, logs, migrate, problems
 from .base.dotenv import DotenvError, check_dotenv
 from .bus import WiringError
 from .bus.contracts import ContractError
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 @contextmanager
-def _told_in_a_line(then: str = "") -> Iterator[None]:
+def _told_in_a_line() -> Iterator[None]:
     """What keeps the service from starting ends the process, without a traceback."""
     try:
         yield
@@ -87,9 +88,9 @@ def _told_in_a_line(then: str = "") -> Iterator[None]:
         ContractError,
         UnreachableError,
     ) as error:
-        sys.exit(f"{error}{then}")
+        sys.exit(str(error))
     except ValidationError as error:
-        sys.exit(f"{told(error)}{then}")
+        sys.exit(told(error))
 
 
 @cli.command()
@@ -170,11 +171,26 @@ def _serve(host: str, port: int) -> None:
 
 def _start_again(host: str, port: int, sockets: list[socket]) -> None:
     """What `dev` runs, in a process of its own, until the code changes."""
-    with _told_in_a_line(then="\nWaiting for the next change."):
-        app = create_app(checked=True)
-        # A new migration is for a person to read, and perhaps to fill in, before it is applied.
-        asyncio.run(_until_migrated())
+    try:
+        with _told_in_a_line():
+            app = create_app(checked=True)
+            # A new migration is for a person to read, and perhaps fill in, before it is applied.
+            asyncio.run(_until_migrated(sockets))
+    except SystemExit as end:
+        why = str(end.code)
+        typer.echo(f"{why}\nWaiting for the next change.", err=True)
+        _refusing(lambda: why).run(sockets)
+    else:
         uvicorn.Server(uvicorn.Config(app, host=host, port=port, **_SERVER)).run(sockets)
+
+
+def _refusing(why: Callable[[], str]) -> uvicorn.Server:
+    """Answers with 503: who asks a service that has not started is to know, and not to wait."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await problems.not_started(why())(scope, receive, send)
+
+    return uvicorn.Server(uvicorn.Config(refuse, lifespan="off", **_SERVER))
 
 
 async def _check_database() -> None:
@@ -186,16 +202,28 @@ async def _check_database() -> None:
         await database.close()
 
 
-async def _until_migrated() -> None:
+async def _until_migrated(sockets: list[socket]) -> None:
     told = ""
-    while True:
-        try:
-            return await _check_database()
-        except StartError as error:
-            if told != str(error):
-                told = str(error)
-                typer.echo(f"Not started yet: {told}", err=True)
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+    server, serving = _refusing(lambda: told), None
+    while (why := await _not_ready()) is not None:
+        if told != why:
+            told = why
+            typer.echo(f"Not started yet: {why}", err=True)
+        if serving is None:
+            # A server closes its sockets when it ends.
+            serving = asyncio.create_task(server.serve([one.dup() for one in sockets]))
+        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+    if serving is not None:
+        server.should_exit = True
+        await serving
+
+
+async def _not_ready() -> str | None:
+    try:
+        await _check_database()
+    except StartError as error:
+        return str(error)
+    return None
 
 
 async def _work(runtime: Runtime) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -37,6 +37,8 @@ class Environment:
         self._database = Database(url)
         self._only = only
         self._stored: tuple[str, ...] = ()
+        # The slices that have a model of a table, by its name.
+        self._homes: dict[str, str] = {}
 
     def run(self) -> None:
         """Run the command that Alembic is at. Raises CommandError."""
@@ -88,6 +90,7 @@ class Environment:
         if "revision_context" in migration.opts:  # the models are compared with the database
             for one in self._branches.slices:
                 list(one.modules())
+            self._homes = dict(self._find_homes())
         with context.begin_transaction():
             # `current` only looks: it must not wait for a long migration.
             if self._database.dialect == "postgresql" and not migration.opts.get("dont_mutate"):
@@ -134,12 +137,27 @@ class Environment:
         if kind != "table" or name is None:
             return True
         owner = self._owner(name)
+        home = self._homes.get(name, owner)
+        if home != owner and owner in self._branches.folders:
+            raise CommandError(
+                f"table {name!r} of the slice {home} would be taken for one of {owner}, whose name"
+                " its own begins with: rename the table, or the slice that is newer"
+            )
         if not reflected and owner not in self._branches.folders:
             raise CommandError(
                 f"table {name!r}: every table starts with its slice's name, and this one"
                 + (f" belongs to {owner!r}, which is not here" if owner else " with none")
             )
         return self._proposes(owner)
+
+    def _find_homes(self) -> Iterator[tuple[str, str]]:
+        packages = {one.package: one.name for one in self._branches.slices}
+        for mapper in Base.registry.mappers:
+            for package, name in packages.items():
+                if mapper.class_.__module__.startswith(f"{package}."):
+                    yield from (
+                        (table.name, name) for table in mapper.tables if isinstance(table, sa.Table)
+                    )
 
     def _owner(self, table: str) -> str | None:
         return self._branches.owner(table, self._stored)

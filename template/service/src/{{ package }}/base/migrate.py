@@ -163,6 +163,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, DBAPIError) and error.orig is not None:
         cause = error.orig.__cause__ or error.orig
     text = " ".join(str(cause).split())
+    if isinstance(cause, AssertionError) and not text:
+        return "there are not so many revisions: `db history` lists them"
     if not isinstance(error, CommandError):
         text = f"{type(cause).__name__}: {text}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -93,6 +93,12 @@ def unexpected(request: Request) -> JSONResponse:
     )
 
 
+def not_started(why: str) -> JSONResponse:
+    """The answer of a service that has not started."""
+    problem = Problem(title=Unavailable.title, status=Unavailable.status, detail=why)
+    return _ProblemResponse(problem.model_dump(exclude_none=True), Unavailable.status)
+
+
 class _ProblemResponse(JSONResponse):
     media_type = MEDIA_TYPE
 
