@@ -42,6 +42,8 @@ import demo
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 TIMEOUT = 20
+# They run all tests of a service; one updates it three times besides.
+LONG = ("leave", "update")
 
 _FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SERVER = re.compile(r"uv run shop (dev|run|worker)$")
@@ -361,8 +363,7 @@ def make_shop(template: Template, programs: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "page",
     [
-        # It updates a service three times, and runs all its tests.
-        pytest.param(page, id=page.stem, marks=[pytest.mark.long] if page.stem == "update" else [])
+        pytest.param(page, id=page.stem, marks=[pytest.mark.long] if page.stem in LONG else [])
         for page in PAGES
     ],
 )

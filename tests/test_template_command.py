@@ -148,6 +148,12 @@ class TestUpdate:
         assert "_commit: 1.0.0" in (shop / ANSWERS).read_text()
         assert "_commit: 1.0.0" in (shop / ORDERS / ANSWERS).read_text()
 
+    def test_whatever_git_is_told_to_show(self, shop: Path) -> None:
+        git(shop, "config", "status.branch", "true")
+        printed = command(shop, "update")
+        assert "4. uv run shop db revision payments" in printed
+        assert versions_of(shop) == {"1.1.0"}
+
     def test_from_a_folder_below(self, shop: Path) -> None:
         subprocess.run(
             [sys.executable, "-m", "shop", "template", "update", "payments"],
@@ -243,6 +249,15 @@ class TestConflicts:
         assert "Nothing to update" in command(shop, "update")
         assert versions_of(shop) == {"1.1.0"}
 
+    def test_go_on_with_what_was_given(self, shop: Path) -> None:
+        edit(shop / PAYMENTS / "__init__.py", "# Ours.\n")
+        commit_all(shop)
+        given = ("update", "payments", "--to", "1.1.0", "--defaults")
+        printed = command(shop, *given, fails=True)
+        assert f"run `uv run shop template {' '.join(given)}` again: it goes on" in printed
+        solve(shop / PAYMENTS / "__init__.py")
+        assert "3. uv run shop db revision payments" in command(shop, *given)
+
     def test_tell_what_was_removed_as_well(self, shop: Path) -> None:
         """Whoever commits when they are solved would not be told at the end."""
         edit(shop / "src/shop/base/version_1.py", "# Ours.\n")
@@ -273,14 +288,13 @@ class TestConflicts:
         assert "Next:" not in command(shop, "update")
 
     def test_markers_that_are_part_of_a_text_are_none(self, shop: Path) -> None:
-        conflict = "<<<<<<< ours\na\n=======\nb\n>>>>>>> theirs\n"
         (shop / "how.md").write_text(
-            f"Take out `<<<<<<< `:\n<<<<<<< ours\nTitle\n=======\n{conflict}"
+            f"Take out `<<<<<<< `:\n<<<<<<< ours\nTitle\n=======\n{CONFLICT}"
         )
         (shop / "a.txt").write_text("<<<<<<< here\n=======\n")
-        (shop / "b.txt").write_text(f"======= \n>>>>>>> there\n  {conflict.replace('=', '')}")
+        (shop / "b.txt").write_text(f"======= \n>>>>>>> there\n  {CONFLICT.replace('=', '')}")
         (shop / "c:1.txt").write_bytes(
-            conflict.replace("a", "=======").replace("\n", "\r\n").encode()
+            CONFLICT.replace("a", "=======").replace("\n", "\r\n").encode()
         )
         commit_all(shop)
         printed = refused(shop)
@@ -294,6 +308,32 @@ class TestConflicts:
         command(shop, "update")
         assert versions_of(shop) == {"1.1.0"}
 
+    @pytest.mark.parametrize(
+        ("file", "text"),
+        [
+            (".git/config", "[color]\n\tui = always\n"),
+            (".git/config", "[color]\n\tgrep = always\n"),
+            (".git/config", "[grep]\n\tcolumn = true\n"),
+            (".git/config", "[submodule]\n\trecurse = true\n"),
+            (".gitattributes", "*.py -diff\n"),
+        ],
+    )
+    def test_are_found_whatever_git_is_told(self, shop: Path, file: str, text: str) -> None:
+        with (shop / file).open("a") as settings:
+            settings.write(text)
+        edit(shop / PAYMENTS / "__init__.py", CONFLICT)
+        commit_all(shop)
+        assert f"  {PAYMENTS}/__init__.py:1\n" in refused(shop)
+
+    @pytest.mark.parametrize("quoted", ["true", "false"])
+    def test_in_files_of_any_name(self, shop: Path, quoted: str) -> None:
+        """A name is any bytes, and so is what is behind a marker."""
+        git(shop, "config", "core.quotepath", quoted)
+        for name in ("é.txt".encode(), b"\xff.txt"):
+            (shop / os.fsdecode(name)).write_bytes(CONFLICT.encode() + b"<<<<<<< \xff\n")
+        commit_all(shop)
+        assert "\n  é.txt:1\n  \\udcff.txt:1\n" in refused(shop)
+
     def test_rejected_hunks_count(self, shop: Path) -> None:
         (shop / "README.md.rej").write_text("@@\n")
         assert "README.md.rej" in refused(shop)
@@ -306,6 +346,7 @@ def solve(file: Path) -> None:
 
 
 MARKS = ("<<<<<<<", "=======", ">>>>>>>")
+CONFLICT = "<<<<<<< ours\na\n=======\nb\n>>>>>>> theirs\n"
 
 
 class TestRefusals:
@@ -409,12 +450,14 @@ class TestRefusals:
         shutil.rmtree(shop / ".git")
         (shop.parent / ".gitignore").write_text("/shop/\n")
         commit_all(shop.parent)
-        assert f"{shop / ANSWERS} is not in Git" in refused(shop)
+        assert f"{shop / ANSWERS} is not committed" in refused(shop)
 
-    def test_a_service_that_was_never_committed(self, shop: Path) -> None:
+    @pytest.mark.parametrize("files", [".", ".gitignore"], ids=["staged", "untracked"])
+    def test_a_service_that_was_never_committed(self, shop: Path, files: str) -> None:
         shutil.rmtree(shop / ".git")
         git(shop, "init", "--quiet")
-        assert f"{shop / ANSWERS} is not in Git" in refused(shop)
+        git(shop, "add", files)
+        assert f"{shop / ANSWERS} is not committed" in refused(shop)
 
     def test_an_update_that_breaks_off_leaves_nothing(
         self, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -439,26 +482,55 @@ class TestRefusals:
         edited = shop / "src/shop/__main__.py"
         edited.write_text(edited.read_text() + "# Ours.\n")
         commit_all(shop)
-        killed = tmp_path / "copier"
-        killed.write_text(
-            "#!/bin/sh\n"
-            f'test "$1" = update || exec {sys.executable} -m copier "$@"\n'
-            f"cd {shop}; sed -i '/Ours/d' {edited}; sed -i s/1.0.0/1.1.0/ {ANSWERS}\n"
-            "kill -9 $PPID\n"
-        )
-        killed.chmod(0o755)
         with monkeypatch.context() as patch:
-            patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+            patch.setenv("PATH", path_to_killed(tmp_path, f"sed -i '/Ours/d' {edited}"))
             command(shop, "update", fails=True)
-        assert "broke off in the middle" in refused(shop)
+        assert f"An update of {shop} broke off in the middle" in refused(shop)
         command(shop, "update", "--restart")
         assert edited.read_text().endswith("# Ours.\n")
+        assert versions_of(shop) == {"1.1.0"}
+
+    @pytest.mark.parametrize(
+        "happened",
+        [
+            pytest.param(
+                f"git mv {PAYMENTS} {SLICES}/receipts; git add -A; git commit -qm x", id="moved"
+            ),
+            pytest.param(f"git rm -rqf {PAYMENTS}; git commit -qm x", id="removed"),
+            pytest.param("mv $PWD $PWD/../elsewhere", id="repository"),
+        ],
+    )
+    def test_an_update_that_was_killed_is_undone_wherever_its_folder_is_now(
+        self, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happened: str
+    ) -> None:
+        new = f"{shop / PAYMENTS}/new.txt"
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", path_to_killed(tmp_path, f"echo new >{new}"))
+            command(shop, "update", "payments", fails=True)
+        subprocess.run(happened, shell=True, cwd=shop, check=True)
+        shop = next(one for one in (shop, tmp_path / "elsewhere") if one.exists())
+        printed = refused(shop)
+        assert f"An update of {shop / PAYMENTS} broke off in the middle" in printed
+        command(shop, "update", "--restart")
+        assert not (shop / PAYMENTS / "new.txt").exists()
         assert versions_of(shop) == {"1.1.0"}
 
     def test_files_that_git_does_not_show_are_changes_as_well(self, shop: Path) -> None:
         git(shop, "config", "status.showUntrackedFiles", "no")
         (shop / PAYMENTS / "notes.txt").write_text("mine\n")
         assert "notes.txt" in refused(shop)
+
+
+def path_to_killed(folder: Path, writes: str) -> str:
+    """A PATH with a Copier that writes something, and is killed with the command that called it."""
+    copier = folder / "copier"
+    copier.write_text(
+        "#!/bin/sh\n"
+        f'test "$1" = update || exec {sys.executable} -m copier "$@"\n'
+        f"{writes}\nkill -9 $PPID\n"
+    )
+    copier.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 class TestSources:
@@ -496,6 +568,9 @@ class TestSources:
         assert versions_of(shop) == {git(source.path, "describe", "--always")}
         source.change_everything(2)
         commit_all(source.path)
+        assert ["service", *versions_of(shop)] in [
+            line.split()[:2] for line in command(shop, "status").splitlines()
+        ]
         command(shop, "update")
         assert versions_of(shop) == {git(source.path, "describe", "--always")}
         assert "Nothing to update" in command(shop, "update")
@@ -518,14 +593,13 @@ class TestSources:
         shutil.rmtree(shop / ".git")
         (top / "other.txt").write_text("other\n")
         commit_all(top)
-        (top / "other.txt").unlink()
-        assert "D ../../other.txt" in refused(shop)
-        git(top, "restore", "other.txt")
+        git(top, "config", "grep.fullName", "true")
         edit(shop / PAYMENTS / "__init__.py", "# Ours.\n")
         commit_all(top)
+        (top / "other.txt").write_text("changed, which is nothing to the service\n")
         printed = command(shop, "update", fails=True)
         assert f"\n  {PAYMENTS}/__init__.py:1\n" in printed
         solve(shop / PAYMENTS / "__init__.py")
         assert "Nothing to update" in command(shop, "update")
         assert versions_of(shop) == {"1.1.0"}
-        assert (top / "other.txt").exists()
+        assert git(top, "diff", "--name-only") == "other.txt"

@@ -5,6 +5,7 @@ It needs nothing else of this service: it has to run while an update's conflicts
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,12 @@ _SOURCE = re.compile(r"^_src_path: *(.+(?:\n +.+)*)", re.MULTILINE)
 # file as its context, a file that both have changed is merged line by line.
 _CONTEXT = "--context-lines=1000000"
 
+# Whatever the user's configuration says of it, and in files that are binary by .gitattributes, too.
+_GREP = (
+    *("grep", "--untracked", "--text", "--no-color", "--no-column", "--no-full-name"),
+    *("--no-recurse-submodules", "-nE"),
+)
+
 Prereleases = Annotated[bool, typer.Option("--prereleases", help="Count pre-releases, too.")]
 
 
@@ -56,9 +63,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Standing:
-    """The version of the template that a part is at, and the newest."""
+    """The newest version of the template, and whether a part is behind it."""
 
-    current: str
     newest: str
     behind: bool
 
@@ -70,7 +76,7 @@ def status(prereleases: Prereleases = False) -> None:
     rows = [("part", "at", "newest")]
     standings = [_standing(part, prereleases) for part in parts]
     for part, one in zip(parts, standings, strict=True):
-        rows.append((part.name, one.current, one.newest if one.behind else "the same"))
+        rows.append((part.name, part.commit, one.newest if one.behind else "the same"))
     rows += [(name, "not from the template", "") for name in _others(parts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -105,7 +111,7 @@ def update(
     _refuse_conflicts()
     parts = _parts()
     wanted = _chosen(parts, slices)
-    _refuse_unknown_to_git(wanted)
+    _refuse_uncommitted(wanted)
     behind = [
         part
         for part in wanted
@@ -234,9 +240,7 @@ def _standing_of(source: str, commit: str, prereleases: bool, folder: Path) -> S
         if done.returncode:
             sys.exit(f"Copier cannot compare {folder} with {source} at {commit}: {_reason(done)}")
         found = json.loads(done.stdout)
-        _seen[key] = Standing(
-            found["current_version"], found["latest_version"], found["update_available"]
-        )
+        _seen[key] = Standing(found["latest_version"], found["update_available"])
     return _seen[key]
 
 
@@ -246,7 +250,8 @@ def _update(part: Part, options: list[str]) -> None:
     # Copier writes its new version first and merges afterwards: killed in between, it leaves a
     # folder that looks updated, without what was edited there.
     mark = _mark()
-    mark.write_text(str(part.folder), encoding="utf-8")
+    folder = Path(_git("rev-parse", "--show-prefix"), part.folder.relative_to(_ROOT))
+    mark.write_text(folder.as_posix(), encoding="utf-8")
     for ended in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(ended, signal.default_int_handler)
     try:
@@ -267,18 +272,21 @@ def _undo_what_broke_off(*, restart: bool) -> None:
     mark = _mark()
     if not mark.is_file():
         return
-    folder = Path(mark.read_text(encoding="utf-8"))
+    folder = Path(_git("rev-parse", "--show-toplevel"), mark.read_text(encoding="utf-8"))
     if not restart:
         sys.exit(
             f"An update of {folder} broke off in the middle: your own changes may be missing there."
-            f" Run `{_command()} update --restart`, which takes the folder back to the last commit"
+            f" Run `{_again()} --restart`, which takes the folder back to the last commit"
             " before it updates it again; what you have changed there since then is lost."
         )
     _restore(folder)
 
 
 def _mark() -> Path:
-    """What is there while Copier works: in Git's own folder, where nobody commits it."""
+    """What is there while Copier works: in Git's own folder, where nobody commits it.
+
+    It has the part's folder, as seen from the top of the repository, which may be moved.
+    """
     return _ROOT / _git("rev-parse", "--git-path", "template-update")
 
 
@@ -287,19 +295,21 @@ def _stage() -> None:
 
 
 def _restore(folder: Path) -> None:
-    _git("restore", "--source=HEAD", "--staged", "--worktree", "--", str(folder))
+    if _git("ls-files", "--with-tree=HEAD", "--", str(folder)):
+        _git("restore", "--source=HEAD", "--staged", "--worktree", "--", str(folder))
     _git("clean", "--quiet", "--force", "-d", "--", str(folder))
     _mark().unlink(missing_ok=True)
 
 
-def _refuse_unknown_to_git(parts: list[Part]) -> None:
+def _refuse_uncommitted(parts: list[Part]) -> None:
     """A folder that is ignored looks clean, and nothing brings back what an update changes."""
     for part in parts:
         answers = part.folder / _ANSWERS
-        if not _git("ls-files", "--", str(answers)):
+        committed = f"HEAD:./{answers.relative_to(_ROOT).as_posix()}"
+        if not _git("rev-parse", "--verify", "--quiet", committed, fails_with=1):
             sys.exit(
-                f"{answers} is not in Git. Copier merges into what is committed: commit the"
-                f" service and its slices, then run `{_command()} update` again."
+                f"{answers} is not committed. Copier merges into what is: commit the service and"
+                f" its slices, then run `{_again()}` again."
             )
 
 
@@ -307,17 +317,17 @@ def _refuse_dirty(part: Part) -> None:
     """Copier merges into what is committed; and a failed update is undone by going back to it."""
     # If an update is under way, what it has done so far is not committed.
     under_way = _git("diff", "--name-only", "HEAD", "--", f":(glob)**/{_ANSWERS}")
-    scope = ["--", str(part.folder)] if under_way and part.folder != _ROOT else []
-    if changed := _git("status", "--short", "--untracked-files=all", *scope):
+    scope = part.folder if under_way else _ROOT
+    if changed := _git("status", "--porcelain", "--untracked-files=all", "--", str(scope)):
         sys.exit(
             f"There are changes that are not committed. Commit or stash them, then run"
-            f" `{_command()} update` again:\n{changed}"
+            f" `{_again()}` again:\n{changed}"
         )
 
 
 def _is_under_way(part: Part) -> bool:
     """Whether an update of it is not committed yet, be it of an earlier run."""
-    return "M" in _git("status", "--short", "--", str(part.folder / _ANSWERS))[:2]
+    return "M" in _git("status", "--porcelain", "--", str(part.folder / _ANSWERS))[:2]
 
 
 def _refuse_conflicts() -> None:
@@ -326,14 +336,14 @@ def _refuse_conflicts() -> None:
             "Both you and the template have changed these places:\n  "
             + "\n  ".join(places)
             + "\nKeep what is above or what is below each =======, or both; remove the markers (and"
-            f" files that end in .rej), then run `{_command()} update` again: it goes on."
+            f" files that end in .rej), then run `{_again()}` again: it goes on."
         )
 
 
 def _conflicts() -> list[str]:
     """Where markers are, as file:line, and files of rejected hunks."""
     pattern = "^(<{7} |={7}[[:space:]]*$|>{7} )"
-    marks = _git("grep", "--untracked", "-InE", pattern, "--", ".", fails_with=1)
+    marks = _git(*_GREP, pattern, "--", ".", fails_with=1)
     rejected = _git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*.rej")
     return [*_begun(marks), *rejected.splitlines()]
 
@@ -359,7 +369,7 @@ def _tell_removed() -> None:
     typer.echo("\nThe template has these files no more, and they are removed:\n")
     for file in files:
         part = next(one for one in (_ROOT / file).parents if (one / _ANSWERS).is_file())
-        since = _git("log", "-1", "--format=%H", "--", str(part / _ANSWERS))
+        since = _git("rev-list", "-1", "HEAD", "--", str(part / _ANSWERS))
         edited = _git(*changes, since, "HEAD", "--", file)
         typer.echo(f"  {file}{'   # changed since the last update' if edited else ''}")
     typer.echo(
@@ -396,11 +406,12 @@ def _copier() -> tuple[str, ...]:
 def _git(*arguments: str, fails_with: int = 0) -> str:
     """What Git prints, run in the service's folder. fails_with: another status that is no error."""
     done = subprocess.run(
-        ["git", *arguments],
+        ["git", "-c", "core.quotepath=false", *arguments],
         cwd=_ROOT,
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="surrogateescape",  # Names of files are bytes, and those of a conflict any lines.
         check=False,
     )
     if done.returncode not in (0, fails_with):
@@ -421,3 +432,9 @@ def _cli() -> str:
 
 def _command() -> str:
     return f"uv run {_cli()} template"
+
+
+def _again() -> str:
+    """The command that is running; what it has restarted goes on."""
+    given = [argument for argument in sys.argv[1:] if argument != "--restart"]
+    return f"uv run {_cli()} {shlex.join(given)}"
