@@ -214,15 +214,15 @@ WAITS = "\nimport threading\nprint('waiting', flush=True)\nthreading.Event().wai
 
 
 @pytest.mark.parametrize(
-    ("module", "command", "place"),
+    ("module", "command", "place", "sent", "status"),
     [
-        ("shop", "run", "src/shop/settings.py"),
-        ("shop", "worker", "src/shop/settings.py"),
-        ("shop.cli", "run", "src/shop/slices/notes/models.py"),
-        ("shop.cli", "worker", "src/shop/slices/notes/models.py"),
+        ("shop", "run", "src/shop/settings.py", signal.SIGTERM, 0),
+        ("shop", "run", "src/shop/settings.py", signal.SIGINT, 130),
+        ("shop", "worker", "src/shop/settings.py", signal.SIGTERM, 0),
+        ("shop.cli", "run", "src/shop/slices/notes/models.py", signal.SIGTERM, 0),
+        ("shop.cli", "worker", "src/shop/slices/notes/models.py", signal.SIGTERM, 0),
     ],
 )
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_service_that_is_told_to_stop_while_it_is_loaded(
     small: Path, module: str, command: str, place: str, sent: signal.Signals, status: int
 ) -> None:
