@@ -75,7 +75,7 @@ def edit(file: Path, text: str) -> None:
 
 def versions_of(shop: Path) -> set[str]:
     return {
-        line.removeprefix("_commit: ")
+        line.removeprefix("_commit: ").strip("'")  # A hash may be all digits.
         for file in shop.rglob(ANSWERS)
         for line in file.read_text().splitlines()
         if line.startswith("_commit: ")

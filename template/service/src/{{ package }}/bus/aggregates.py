@@ -95,12 +95,6 @@ class Aggregate(BaseModel, Generic[E]):
         self.replay(event)
         self._new.append(event)
 
-    def differing(self, other: Self) -> list[str]:
-        """The names of the fields and private attributes in which another one differs."""
-        mine, theirs = ({**dict(one), **(one.__pydantic_private__ or {})} for one in (self, other))
-        missing = object()
-        return [name for name in mine if theirs.get(name, missing) != mine[name]]
-
     @property
     def new_events(self) -> Sequence[E]:
         """What was applied and is not appended yet."""

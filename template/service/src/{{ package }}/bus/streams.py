@@ -217,7 +217,7 @@ class Streams(Generic[A]):
             # Events may make what the types of the fields do not allow: that is no reason to fail.
             self._warn("no snapshot is taken: it could not be read", aggregate.id, _why(error))
             return
-        if changed := aggregate.differing(read):
+        if changed := _differing(aggregate, read):
             why = f"{', '.join(changed)}: not the same when it is read"
             self._warn("no snapshot is taken: it would change the state", aggregate.id, why)
             return
@@ -228,6 +228,13 @@ class Streams(Generic[A]):
             "state": state,
         }
         await session.execute(sa.insert(self._snapshots), row)
+
+
+def _differing(one: Aggregate[Any], other: Aggregate[Any]) -> list[str]:
+    """The names of the fields and private attributes in which they differ."""
+    mine, theirs = ({**dict(each), **(each.__pydantic_private__ or {})} for each in (one, other))
+    missing = object()
+    return [name for name in mine if theirs.get(name, missing) != mine[name]]
 
 
 def _why(error: Exception) -> str:
