@@ -329,6 +329,22 @@ def test_down_to_nothing_and_up_again(shop: Shop) -> None:
 
 
 @on_sqlite
+def test_further_down_than_the_branch_goes(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.db("downgrade orders@base")
+    assert "not so many revisions" in shop.db_fails("downgrade orders@-1")
+
+
+@on_sqlite
+def test_migration_that_asserts_is_told_as_itself(shop: Shop) -> None:
+    shop.db("upgrade")
+    file = shop.write_revision("orders", "assert False")
+    line = shop.db_fails("upgrade")
+    assert f"{file}:" in line
+    assert "AssertionError" in line
+
+
+@on_sqlite
 def test_commands_that_need_no_database(shop: Shop) -> None:
     shop.url = "postgresql://nobody@127.0.0.1:9/nowhere"
 

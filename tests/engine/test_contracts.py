@@ -267,7 +267,7 @@ TYPES = {
     "Colour": "Literal['blue', 'red']",
     "list[Colour]": "list[Literal['blue', 'red']]",
     "dict[str, tuple[int, ...]]": "dict[str, tuple[int, ...]]",
-    "Sequence[Line]": "Sequence[{sku: str, count?: int, notes?: list[str]}]",
+    "Sequence[Line]": "Sequence[{sku: str, count?: int, notes?: list[str], mine?: str}]",
     "Money": "{amount: Decimal, currency: str}",
     "Tree": "{children?: list[Tree]}",
     "Point": "tuple[int, int?]",

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -90,7 +90,7 @@ class Environment:
         if "revision_context" in migration.opts:  # the models are compared with the database
             for one in self._branches.slices:
                 list(one.modules())
-            self._homes = dict(self._find_homes())
+            self._homes = self._find_homes()
         with context.begin_transaction():
             # `current` only looks: it must not wait for a long migration.
             if self._database.dialect == "postgresql" and not migration.opts.get("dont_mutate"):
@@ -150,14 +150,13 @@ class Environment:
             )
         return self._proposes(owner)
 
-    def _find_homes(self) -> Iterator[tuple[str, str]]:
-        packages = {one.package: one.name for one in self._branches.slices}
-        for mapper in Base.registry.mappers:
-            for package, name in packages.items():
-                if mapper.class_.__module__.startswith(f"{package}."):
-                    yield from (
-                        (table.name, name) for table in mapper.tables if isinstance(table, sa.Table)
-                    )
+    def _find_homes(self) -> dict[str, str]:
+        return {
+            str(mapper.local_table): one.name
+            for one in self._branches.slices
+            for mapper in Base.registry.mappers
+            if mapper.class_.__module__.startswith(f"{one.package}.")
+        }
 
     def _owner(self, table: str) -> str | None:
         return self._branches.owner(table, self._stored)
@@ -179,15 +178,15 @@ def _render_item(kind: str, item: Any, context: AutogenContext) -> str | Literal
     """Migrations outlive the types of this code: only SQLAlchemy's own are written into them."""
     if kind != "type":
         return False
-    if isinstance(item, sa.Enum):
-        if not item.native_enum:
-            # Which members there are changes nothing in the database.
-            return f"sa.String({item.length})" if not item.create_constraint else False
+    if isinstance(item, sa.Enum) and item.native_enum:
         raise CommandError(
             f"the enum {item.name!r} would be a type of PostgreSQL's, which belongs to no slice and"
             " is no part of any revision: write sa.Enum(…, native_enum=False, length=50), or only"
             " Mapped[…], which means that"
         )
+    if isinstance(item, sa.Enum) and not item.create_constraint:
+        # Which members there are changes nothing in the database.
+        return f"sa.String({item.length})"
     if isinstance(item, Exact):
         return f"sa.Numeric({item.precision}, {item.scale})"
     if isinstance(item, postgresql.JSON):

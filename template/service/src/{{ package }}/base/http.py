@@ -140,28 +140,31 @@ def install(app: FastAPI) -> None:
 
 def _document_headers(document: dict[str, Any]) -> None:
     components = document.get("components", {})
-    schemes = components.pop("securitySchemes", {})
-    headers = {name: schemes.pop(name) for name in _HEADERS if name in schemes}
-    if schemes:
-        components["securitySchemes"] = schemes
+    schemes = components.get("securitySchemes", {})
+    headers = [schemes.pop(name) for name in _HEADERS if name in schemes]
+    if headers and not schemes:
+        del components["securitySchemes"]
     for path in document.get("paths", {}).values():
         for method, operation in path.items():
-            if named := [one for one in headers if {one: []} in operation.get("security", ())]:
-                _document(operation, [headers[one] for one in named], method.upper() in _READING)
+            for header in headers:
+                _document_header(operation, header, is_reading=method.upper() in _READING)
 
 
-def _document(operation: dict[str, Any], headers: list[dict[str, Any]], is_reading: bool) -> None:
-    names = [one["name"] for one in headers]
-    operation["security"] = [one for one in operation["security"] if not one.keys() & set(names)]
+def _document_header(
+    operation: dict[str, Any], header: dict[str, Any], *, is_reading: bool
+) -> None:
+    required: dict[str, Any] = {header["name"]: []}
+    if required not in operation.get("security", ()):
+        return
+    operation["security"].remove(required)
     if not operation["security"]:
         del operation["security"]
-    if is_reading:
-        headers = [one for one in headers if one["name"] != _IDEMPOTENCY_KEY]
-    elif _IDEMPOTENCY_KEY in names:
+    is_key = header["name"] == _IDEMPOTENCY_KEY
+    if is_key and is_reading:
+        return
+    operation.setdefault("parameters", []).append(_parameter(header))
+    if is_key:
         _show_the_token(operation)
-    shown = operation.get("parameters", []) + [_parameter(one) for one in headers]
-    if shown:
-        operation["parameters"] = shown
 
 
 def _parameter(header: dict[str, Any]) -> dict[str, Any]:

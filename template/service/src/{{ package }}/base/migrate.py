@@ -163,11 +163,12 @@ def _explain(error: Exception) -> str:
     if isinstance(error, DBAPIError) and error.orig is not None:
         cause = error.orig.__cause__ or error.orig
     text = " ".join(str(cause).split())
-    if isinstance(cause, AssertionError) and not text:
-        return "there are not so many revisions: `db history` lists them"
     if not isinstance(error, CommandError):
         text = f"{type(cause).__name__}: {text}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).parent.name == "migrations" and Path(frame.filename).stem != "env":
             return f"{frame.filename}:{frame.lineno}: {text}. All was rolled back."
+    if isinstance(cause, AssertionError):
+        # All that Alembic says of a way down that is longer than the branch.
+        return "there are not so many revisions: `db history` lists them"
     return text

@@ -101,22 +101,22 @@ def _fields_of(cls: type, within: tuple[Any, ...]) -> list[tuple[str, str, str]]
 
 def _types_of(cls: Any) -> tuple[Mapping[str, Any], Collection[str]]:
     """The fields of a class that has some, with their types; and those that may be missing."""
+    optional: Collection[str]
     if issubclass(cls, BaseModel):
         fields = cls.model_fields
         optional = [name for name, one in fields.items() if not one.is_required()]
         return {name: one.annotation for name, one in fields.items()}, optional
-    hints = get_type_hints(cls)
     if dataclasses.is_dataclass(cls):
-        known = {one.name: one for one in dataclasses.fields(cls) if one.init}
-        none = dataclasses.MISSING
-        optional = [
-            name
-            for name, one in known.items()
-            if one.default is not none or one.default_factory is not none
-        ]
-        return {name: hints[name] for name in known}, optional
-    if hasattr(cls, "__optional_keys__"):  # a typed dictionary
-        return hints, cls.__optional_keys__
-    if hasattr(cls, "_fields"):  # a named tuple
-        return {name: hints[name] for name in cls._fields}, cls._field_defaults
-    return {}, ()
+        optional = [one.name for one in dataclasses.fields(cls) if _has_default(one)]
+    elif hasattr(cls, "__optional_keys__"):  # a typed dictionary
+        optional = cls.__optional_keys__
+    elif hasattr(cls, "_fields"):  # a named tuple
+        optional = cls._field_defaults
+    else:
+        return {}, ()
+    return get_type_hints(cls), optional
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    none = dataclasses.MISSING
+    return field.default is not none or field.default_factory is not none

@@ -229,7 +229,9 @@ def sqlite_engine(
     def on_reset(connection: Any, _: object, state: PoolResetState) -> None:
         # A commit that SQLite refuses leaves the transaction, and its write lock, as they were.
         driver: SQLiteConnection = connection.driver_connection
-        if state.asyncio_safe and (driver.in_transaction or driver.is_left):
+        # One that only reads was told to roll back, and may be about to.
+        is_open = driver.in_transaction and not readonly
+        if state.asyncio_safe and (is_open or driver.is_left):
             connection.rollback()
 
     event.listen(engine.sync_engine, "do_connect", on_do_connect)

@@ -178,7 +178,7 @@ class UnitOfWork:
     async def run(self, call: Route, message: object) -> Any:
         """Run the outermost message and commit."""
         token = _current.set(self)
-        bus = Bus(self._resources.routes, self.context, self)
+        bus = self._bus()
         try:
             result = await call(message, bus)
             await self._commit(bus)

@@ -85,7 +85,7 @@ class Operations(Inspection):
         Raises OperationError if this code still has the listener.
         """
         async with self._database.reader.connect() as connection:
-            await self._refuse_present(connection, listener)
+            self._refuse_present(await self._subscription(connection, listener), listener)
         return await self.select(action, f"listener={quoted(listener)}")
 
     async def retry(self, chosen: Selection, *, who: str, reason: str = "") -> int:
@@ -223,8 +223,8 @@ class Operations(Inspection):
         self, connection: AsyncConnection, listener: str, *, drop: bool, who: str, reason: str
     ) -> int:
         now, where = self._now(), f"listener={quoted(listener)}"
-        await self._refuse_present(connection, listener)
         found = await self._subscription(connection, listener)
+        self._refuse_present(found, listener)
         values: dict[str, Any] = {"retired_at": now}
         if found.retired_at is None and found.backfilled_to is None:
             # If it comes back, it has seen all up to here.
@@ -275,8 +275,7 @@ class Operations(Inspection):
         await audit.add(connection, 1, self._now())
         return found
 
-    async def _refuse_present(self, connection: AsyncConnection, listener: str) -> None:
-        found = await self._subscription(connection, listener)
+    def _refuse_present(self, found: Subscribed, listener: str) -> None:
         if wanted_as(self._catalog, found.names) is not None:
             raise OperationError(
                 f"{listener} is still in this code, which would go on to want its events: remove"
