@@ -16,24 +16,35 @@ from ..bus.texts import said
 _HANDLER = "structlog"
 _OF_JSON = {str, int, float, bool, type(None)}
 
-# One list for good: loggers keep it from their first line on, and tests that look at what is logged
-# put something else into it.
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-_PROCESSORS: list[Processor] = [
-    structlog.stdlib.filter_by_level,
-    *_SHARED,
-    structlog.stdlib.PositionalArgumentsFormatter(),
-    structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-]
+# One list for good: loggers keep it from their first line on, and tests that look at what is logged
+# put something else into it.
+_PROCESSORS: list[Processor] = []
+_WRITTEN = {"is_written": True}
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """Writes what others log as our own lines, which come as they are to be written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.msg if hasattr(record, "is_written") else super().format(record)
 
 
 def configure(level: str = "INFO", *, json: bool = False) -> None:
     """Set up logging for this process: JSON lines for machines, else text for people."""
+    render = _json() if json else _text()
+    _PROCESSORS[:] = [
+        structlog.stdlib.filter_by_level,
+        *_SHARED,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        *render,
+        _as_written,
+    ]
     structlog.configure(
         cache_logger_on_first_use=True,
         processors=_PROCESSORS,
@@ -43,12 +54,9 @@ def configure(level: str = "INFO", *, json: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.set_name(_HANDLER)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=[*_SHARED, structlog.stdlib.ExtraAdder(), _without_colors],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *(_json() if json else _text()),
-            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     root = logging.getLogger()
@@ -104,6 +112,10 @@ def _text() -> list[Processor]:
 
 def _said_all(line: EventDict) -> dict[str, str]:
     return {name: one if type(one) is str else said(one) for name, one in line.items()}
+
+
+def _as_written(logger: object, method: str, line: object) -> tuple[tuple[object], EventDict]:
+    return (line,), {"extra": _WRITTEN}
 
 
 def _without_colors(logger: object, method: str, line: EventDict) -> EventDict:

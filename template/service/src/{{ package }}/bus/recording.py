@@ -46,8 +46,9 @@ class EventLog(list[Noted]):
     runs now: the unit's, or in one that works off several deliveries that of the one that runs.
     """
 
+    __slots__ = ("context",)
+
     def __init__(self, context: Context | None = None) -> None:
-        super().__init__()
         self.context = context
 
     def note(

@@ -19,8 +19,8 @@ log = structlog.get_logger()
 _CHANNEL = "bus_wake"
 # Nobody need wait for the disk: what is lost in a crash is found by those that look for it.
 _NOTIFY = f"SET LOCAL synchronous_commit = off; NOTIFY {_CHANNEL}"
-# What is committed within this time is told to others once.
-_COALESCE_SECONDS = 0.002
+# The first of what is committed within this time is told to others at once, the rest together.
+_COALESCE_SECONDS = 0.01
 _LOOK_SECONDS = 0.025
 _RECONNECT_SECONDS = 1.0
 
@@ -111,9 +111,9 @@ class Waker:
 
     async def _tell(self) -> None:
         while self._told:
-            await asyncio.sleep(_COALESCE_SECONDS)
             self._told = False
             await self._notify()
+            await asyncio.sleep(_COALESCE_SECONDS)
 
     async def _notify(self) -> None:
         if self._driver is not None:
