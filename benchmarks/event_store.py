@@ -10,6 +10,9 @@ synchronous program. Everything happens one after the other: what several client
 is not measured. The peer's recorder numbers all events of an application, for which it locks the
 table; a slice numbers what it publishes in another table, of which nothing is measured here.
 
+`--by-hand` measures a floor instead of the slice: plain loads and appends with SQLAlchemy's
+asynchronous session, without the bus (one after the other, no snapshots).
+
 Snapshots are taken every 60 events, so that a load of one of the longer streams finds one, and 40
 events behind it. Shown are medians of the rounds; a ratio above 1 says that slicewise is faster.
 """
@@ -26,7 +29,14 @@ from statistics import median
 import sqlalchemy as sa
 
 from .databases import add_option, started
-from .event_store_contenders import SNAPSHOT_EVERY, Contender, Eventsourcing, Slicewise, generate
+from .event_store_contenders import (
+    SNAPSHOT_EVERY,
+    ByHand,
+    Contender,
+    Eventsourcing,
+    Slicewise,
+    generate,
+)
 from .report import Report, Row, Taken, options, ratio
 
 # How many events a stream has, and how often it is loaded in a round.
@@ -40,8 +50,8 @@ class Race:
     many in each.
     """
 
-    def __init__(self, slicewise: Contender, peer: Contender, appends: int) -> None:
-        self.contenders = slicewise, peer
+    def __init__(self, ours: Contender, peer: Contender, appends: int) -> None:
+        self.contenders = ours, peer
         self.appends = appends
         self.filled = list[int]()
         self.taken = dict[tuple[int, str], tuple[Taken, Taken]]()
@@ -89,18 +99,20 @@ class Race:
         self.filled.append(length + 3 * appends)
 
     def rows(self, database: str, snapshots: str) -> list[Row]:
+        one, other = self.contenders
         return [
             {
                 "database": database,
                 "snapshots": snapshots,
                 "events": length,
                 "work": work,
-                "slicewise/s": round(1 / median(ours.wall)),
-                "eventsourcing/s": round(1 / median(theirs.wall)),
+                f"{one.name}/s": round(1 / median(ours.wall)),
+                f"{other.name}/s": round(1 / median(theirs.wall)),
                 "ratio": ratio(theirs.wall, ours.wall),
                 "ratio, processor": ratio(theirs.cpu, ours.cpu),
             }
             for (length, work), (ours, theirs) in self.taken.items()
+            if work in one.works
         ]
 
 
@@ -124,23 +136,26 @@ def prove(url: str, tables: tuple[str, str], filled: Sequence[int], *, snapshots
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--appends", type=int, default=10, help="of each kind, in each round")
+    parser.add_argument("--by-hand", action="store_true", help="measure the floor instead")
     add_option(parser)
     arguments = parser.parse_args()
     report = Report("event_store")
     with tempfile.TemporaryDirectory(prefix="slicewise-event-store-") as name:
         folder = Path(name)
         generate(folder)
+        # By hand, nothing takes snapshots.
+        which, each = (ByHand, (False,)) if arguments.by_hand else (Slicewise, (False, True))
         with started(folder, arguments.database) as chosen:
-            for databases, snapshots in product(chosen, (False, True)):
+            for databases, snapshots in product(chosen, each):
                 kind, urls = databases.kind, (databases.new(), databases.new())
-                slicewise = Slicewise(folder, urls[0], snapshots=snapshots)
+                ours = which(folder, urls[0], snapshots=snapshots)
                 peer = Eventsourcing(urls[1], snapshots=snapshots)
-                race = Race(slicewise, peer, arguments.appends)
+                race = Race(ours, peer, arguments.appends)
                 asyncio.run(race.run(arguments.rounds or 3))
                 for url, one in zip(urls, race.contenders, strict=True):
                     prove(url, one.tables, race.filled, snapshots=snapshots)
-                which = "with" if snapshots else "without"
-                report.show(f"event store, {kind}, {which} snapshots", race.rows(kind, which))
+                how = "with" if snapshots else "without"
+                report.show(f"event store, {kind}, {how} snapshots", race.rows(kind, how))
     report.write(arguments.json)
 
 

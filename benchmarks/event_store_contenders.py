@@ -7,22 +7,28 @@ What a contender is asked to do so many times it does in a loop of its own, so t
 is synchronous, runs as in a synchronous program.
 """
 
+import datetime as dt
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
+import sqlalchemy as sa
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from .databases import for_eventsourcing
 from .delivery_contenders import log_to_nowhere
+from .handwritten_engine import create_engine
 from .shop import copy, migrate, snapshot
 
 SNAPSHOT_EVERY = 60
 NEVER = 2**31 - 1
 OWNER = "Ann Example"
+WORKS: Sequence[str] = ("load", "load and append", "the slice's command", "append")
 
 _MESSAGES = """
 
@@ -80,6 +86,10 @@ async def append(command: Append, session: AsyncSession) -> None:
 class Contender(Protocol):
     """Keeps streams; each number of a stream's events is also the card's amount after it."""
 
+    # What the column of its figures is called.
+    name: str
+    # What of it is shown.
+    works: Sequence[str]
     # Of events, and of snapshots.
     tables: tuple[str, str]
 
@@ -128,6 +138,8 @@ def check(card: Any, length: int) -> None:
 class Slicewise:
     """The slice, by its bus: each message is a unit of work."""
 
+    name = "slicewise"
+    works = WORKS
     tables = "cards_events", "cards_snapshots"
 
     def __init__(self, folder: Path, url: str, *, snapshots: bool) -> None:
@@ -190,6 +202,72 @@ class Slicewise:
         return await self._runtime.bus().send(message)
 
 
+class ByHand(Slicewise):
+    """The least that does the same with SQLAlchemy's asynchronous session: a floor.
+
+    Plain loads and appends on the slice's table, with neither bus nor snapshots, and no check but
+    that of the primary key.
+    """
+
+    name = "by hand"
+    works = ("load", "append")
+    engine: AsyncEngine
+
+    async def open(self) -> None:
+        await super().open()
+        self.engine = create_engine(self._url)
+        models = importlib.import_module("shop.slices.cards.models")
+        self._card_of = models.Card
+        self._kinds = {"Created": models.Created, "Changed": models.Changed}
+        self._table: sa.Table = sa.inspect(models.StoredCardEvent).local_table
+        columns = self._table.c
+        self._stream = (
+            sa.select(columns.type, columns.payload, columns.recorded_at)
+            .where(columns.stream_id == sa.bindparam("id", type_=columns.stream_id.type))
+            .order_by(columns.version)
+        )
+
+    async def load(self, stream_id: UUID, length: int, times: int) -> None:
+        for _ in range(times):
+            check(await self._loaded(stream_id), length)
+
+    async def hold(self, stream_id: UUID) -> None:
+        self._card = await self._loaded(stream_id)
+
+    async def append(self, times: int) -> None:
+        card = self._card
+        change = self._kinds["Changed"]
+        for _ in range(times):
+            changed = change(owner=OWNER, amount=card.version + 1)
+            card.replay(changed)
+            row = {
+                "stream_id": card.id,
+                "version": card.version,
+                "type": "Changed",
+                "event_version": 1,
+                "payload": changed.model_dump(mode="json"),
+                "correlation_id": "",
+                "causation_id": None,
+                "recorded_at": dt.datetime.now(dt.UTC),
+            }
+            async with AsyncSession(self.engine) as session:
+                await session.execute(sa.insert(self._table), row)
+                await session.commit()
+        check(card, card.amount)
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+        await super().close()
+
+    async def _loaded(self, stream_id: UUID) -> Any:
+        async with AsyncSession(self.engine) as session:
+            rows = (await session.execute(self._stream, {"id": stream_id})).all()
+        card = self._card_of.blank(stream_id, rows[0].recorded_at)
+        for row in rows:
+            card.replay(self._kinds[row.type].model_validate(row.payload))
+        return card
+
+
 class Card(Aggregate):
     @event("Created")
     def __init__(self, owner: str, amount: int) -> None:
@@ -213,6 +291,9 @@ class CardsWithSnapshots(Application[UUID]):
 
 class Eventsourcing:
     """The library, as its documentation shows: an application with its defaults."""
+
+    name = "eventsourcing"
+    works = WORKS
 
     def __init__(self, url: str, *, snapshots: bool) -> None:
         self._environment = for_eventsourcing(url)
