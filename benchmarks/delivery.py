@@ -20,7 +20,7 @@ from . import delivery_growth as growth
 from .databases import Databases, add_option, started
 from .delivery_contenders import BATCH_MARK, ByHand, Contender, Slicewise
 from .delivery_costs import latency, publishing
-from .delivery_floors import Asyncpg, Batch, Own
+from .delivery_floors import Asyncpg, Batch, LeasedBatch, Own
 from .ledger import NOTHING, ONE_ROW
 from .report import Report, Row, Taken, bars, options, ratio
 
@@ -43,6 +43,10 @@ FORMS: dict[str, tuple[str | None, Make]] = {
     "by hand, no-op": (None, lambda url: ByHand(url, Own, rows=False)),
     "slicewise, no-op": ("by hand, no-op", lambda url: Slicewise(url, "noop", NOTHING)),
     "by hand, batch of 100": (None, lambda url: ByHand(url, Batch)),
+    "by hand, leased batch of 100": (
+        "by hand, batch of 100",
+        lambda url: ByHand(url, LeasedBatch),
+    ),
     "slicewise, batch of 100": (
         "by hand, batch of 100",
         lambda url: Slicewise(url, "batched", ONE_ROW, BATCH_MARK),

@@ -3,7 +3,8 @@
 Each claims what is pending, writes the listener's row, and marks the delivery done in the same
 transaction; statements are made once. `Own` has the isolation of a plain listener: leased in one
 transaction, each delivery in another one, several at a time. `Batch` and `Asyncpg` do a hundred in
-one transaction, with neither leases nor fences.
+one transaction, with neither leases nor fences: what kills the process is tried again for ever.
+`LeasedBatch` has both.
 """
 
 import asyncio
@@ -56,10 +57,15 @@ class Statements:
             delivery.c.token == sa.bindparam("token_", type_=sa.Uuid),
         )
         self.all_done = done.where(ids)
+        self.all_mine_done = self.all_done.where(
+            delivery.c.token == sa.bindparam("token_", type_=sa.Uuid)
+        )
 
 
 class Own:
     """Leased together, each delivery in a transaction of its own."""
+
+    leased = LEASED
 
     def __init__(self, package: str, engine: AsyncEngine, *, rows: bool = True) -> None:
         self.statements = Statements(package)
@@ -77,7 +83,7 @@ class Own:
         token, now = uuid7(), dt.datetime.now(dt.UTC)
         async with self.engine.begin() as connection:
             found = list(
-                await connection.execute(self.statements.pending, {"now": now, "most": LEASED})
+                await connection.execute(self.statements.pending, {"now": now, "most": self.leased})
             )
             if found:
                 until = now + dt.timedelta(seconds=15)
@@ -99,6 +105,32 @@ class Own:
             connection = await session.connection()
             done = {"one": delivery, "token_": token, "now": now}
             if (await connection.execute(self.statements.done, done)).rowcount != 1:
+                raise RuntimeError("the lease ran out")
+            await session.commit()
+
+
+class LeasedBatch(Own):
+    """Leased together, a hundred in one transaction with one flush."""
+
+    leased = BATCH
+
+    async def run(self) -> None:
+        """Work off everything."""
+        while claimed := await self._claim():
+            await self._deliver_all(claimed)
+
+    async def _deliver_all(self, claimed: list[Any]) -> None:
+        assert self.copy is not None
+        async with AsyncSession(self.engine, expire_on_commit=False) as session:
+            for _, _, payload in claimed:
+                event = self.event.model_validate(payload)
+                session.add(self.copy(entry_id=event.entry_id, amount=event.amount))
+            await session.flush()
+            ids, token = [one for one, _, _ in claimed], claimed[0][1]
+            done = {"now": dt.datetime.now(dt.UTC), "ids": ids, "token_": token}
+            connection = await session.connection()
+            found = await connection.execute(self.statements.all_mine_done, done)
+            if found.rowcount != len(claimed):
                 raise RuntimeError("the lease ran out")
             await session.commit()
 
