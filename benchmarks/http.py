@@ -23,7 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from .report import Report, Row, options
-from .shop import GENERATED, ORDERS, PAYMENTS, Server, copy, migrate, serve, snapshot
+from .shop import GENERATED, ORDERS, PAYMENTS, Server, by_hand, copy, migrate, serve, snapshot
 
 BODY = json.dumps({"amount": "12.50", "currency": "EUR"}).encode()
 REQUEST = (
@@ -109,7 +109,7 @@ def compare(shop: Path, postgres: PostgresServer, rounds: int) -> Iterator[Row]:
 def compare_once(
     shop: Path, postgres: PostgresServer, database: str, slices: str, clients: int, rounds: int
 ) -> Row:
-    apps = {"handwritten": "benchmarks.handwritten:create_app", "generated": GENERATED}
+    apps = {"handwritten": by_hand("benchmarks.handwritten:create_app"), "generated": GENERATED}
     with ExitStack() as stack:
         contenders = []
         for app in apps.values():
@@ -126,8 +126,8 @@ def compare_once(
         percent = quantiles(contender.latencies, n=100)
         row[f"{name} /s"] = round(median(contender.rates))
         row[f"{name} p50, p99 ms"] = f"{percent[49] * 1000:.1f}, {percent[98] * 1000:.1f}"
-    by_hand, generated = contenders
-    pairs = zip(generated.rates, by_hand.rates, strict=True)
+    hand, generated = contenders
+    pairs = zip(generated.rates, hand.rates, strict=True)
     return row | {"ratio": median(ours / theirs for ours, theirs in pairs)}
 
 

@@ -17,10 +17,21 @@ from statistics import median
 from urllib.request import urlopen
 
 from .report import Report, Row, Taken, options
-from .shop import GENERATED, PAYMENTS, Server, commit, copy, migrate, serve, snapshot
+from .shop import (
+    GENERATED,
+    PAYMENTS,
+    Command,
+    Server,
+    by_hand,
+    commit,
+    copy,
+    migrate,
+    serve,
+    snapshot,
+)
 
 SIZES = (1, 10, 50)
-BY_HAND = "benchmarks.handwritten:create_sliced_app"
+BY_HAND = by_hand("benchmarks.handwritten:create_sliced_app")
 # So many copies of the bare template are enough for a median.
 MOST_BARE = 10
 
@@ -29,7 +40,7 @@ MOST_BARE = 10
 class Contender:
     """An application with so many slices, and what its starts took."""
 
-    app: str
+    command: Command
     folder: Path
     taken: Taken = field(default_factory=Taken)
 
@@ -39,7 +50,7 @@ class Contender:
 
     def started(self) -> AbstractContextManager[Server]:
         """Run it until the block is left."""
-        return serve(self.folder, self.url, self.app)
+        return serve(self.folder, self.url, self.command)
 
     def measure(self) -> None:
         with self.started() as server:
@@ -119,12 +130,12 @@ def start_up(shops: dict[int, Path], rounds: int, folder: Path) -> list[Row]:
 
 def _row(size: int, kind: str, contenders: dict[tuple[int, str], Contender]) -> Row:
     taken, first = contenders[size, kind].taken, contenders[SIZES[0], kind].taken
-    by_hand, by_hand_first = (contenders[one, "by hand"].taken for one in (size, SIZES[0]))
+    hand, hand_first = (contenders[one, "by hand"].taken for one in (size, SIZES[0]))
     row: Row = {"slices": size, "contender": kind, "start-up s": median(taken.wall)}
     row["ms a slice more"] = _slope(size, taken.wall, first.wall)
     row["processor s"] = median(taken.cpu)
     row["processor ms a slice more"] = slope = _slope(size, taken.cpu, first.cpu)
-    theirs = _slope(size, by_hand.cpu, by_hand_first.cpu)
+    theirs = _slope(size, hand.cpu, hand_first.cpu)
     row["times by hand"] = slope / theirs if slope and theirs else None
     return row
 

@@ -16,7 +16,9 @@ from urllib.request import urlopen
 import psutil
 
 ROOT = Path(__file__).parents[1]
-GENERATED = "shop.app:create_app"
+Command = tuple[str, ...]
+# What a user runs.
+GENERATED: Command = ("shop", "run")
 # A user's Python keeps the bytecode that it has compiled.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 PAYMENTS = ("-d", "fields=amount:decimal(12,2) currency:str")
@@ -48,6 +50,11 @@ def commit(folder: Path) -> None:
         subprocess.run([*git, *command], check=True)
 
 
+def by_hand(app: str) -> Command:
+    """Runs an app's factory as its users would."""
+    return ("uvicorn", "--factory", app)
+
+
 def copy(template: Path, target: Path, *answers: str) -> float:
     """`copier copy`, in a process of its own; the seconds that it took."""
     start = time.perf_counter()
@@ -74,19 +81,16 @@ class Server:
 
 
 @contextmanager
-def serve(shop: Path, url: str, app: str = GENERATED, slices: str = "") -> Iterator[Server]:
-    """Run uvicorn with an app factory until the block is left; what it logs is shown if it fails.
+def serve(shop: Path, url: str, command: Command = GENERATED, slices: str = "") -> Iterator[Server]:
+    """Run this command of Python's `-m` until the block is left; what it logs is shown if it fails.
 
-    Each app logs one line a request: the generated one does so itself.
+    Each app logs one line a request.
     """
     port = _free_port()
-    uvicorn = [sys.executable, "-m", "uvicorn"]
-    if app == GENERATED:
-        uvicorn += ["--no-access-log"]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*uvicorn, "--factory", app, f"--port={port}"],
+            [sys.executable, "-m", *command, f"--port={port}"],
             env={**_environment(shop, url), "SLICES": slices},
             cwd=shop,
             stdout=log,
