@@ -350,6 +350,24 @@ def test_worker_says_what_it_works_for(small: Path) -> None:
         assert "slices=notes" in told
 
 
+# The command, up to where it serves or works.
+LASTS = """
+import gc, sys, shop.cli
+def look(*_, **__):
+    print("looks for garbage:", gc.isenabled(), "lasting:", gc.get_freeze_count() > 0)
+async def work(runtime): look()
+shop.cli.uvicorn.run, shop.cli._work = look, work
+shop.cli.main()
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "worker"])
+def test_what_is_made_at_the_start_is_not_searched_for_garbage(small: Path, command: str) -> None:
+    run(small, "shop", "db", "upgrade")
+    (small / "lasts.py").write_text(LASTS)
+    assert "looks for garbage: True lasting: True" in run(small, "lasts", command)
+
+
 @pytest.mark.parametrize("command", [["run"], ["worker"], ["describe"], ["db", "upgrade"]])
 @pytest.mark.parametrize("broken", ["def x(:", "<<<<<<< before updating"])
 def test_broken_slice_is_told_in_one_line(small: Path, command: list[str], broken: str) -> None:
