@@ -155,6 +155,9 @@ async def test_batch_listener_that_cancels_itself_has_failed(
     assert await states(service) == {"notes.cancel": [("done", 0), ("dead", 1), ("done", 0)]}
 
 
+ERRORS = "from shop.bus import *\n@listen(errors={{LookupError: {}}})"
+
+
 @pytest.mark.parametrize(
     ("mark", "complaint"),
     [
@@ -162,11 +165,40 @@ async def test_batch_listener_that_cancels_itself_has_failed(
         ("@listen(inline=True, batch=9)\nasync def copy(event: NoteWritten)", "Drop `inline`"),
         ("@listen(retries=-1)\nasync def copy(event: NoteWritten)", "retries >= 0"),
         ("@listen(timeout=0)\nasync def copy(event: NoteWritten)", "timeout > 0"),
+        ("@listen(start='begin')\nasync def copy(event: NoteWritten)", 'start="now"'),
+        (f"{ERRORS.format('GiveUp')}\nasync def copy(event: NoteWritten)", "GiveUp()"),
+        (f"{ERRORS.format('Pause(0)')}\nasync def copy(event: NoteWritten)", "Pause(seconds > 0)"),
+        (f"{ERRORS.format('Retry(-1)')}\nasync def copy(event: NoteWritten)", "Retry(retries >= 0"),
+        ("@listen\nasync def copy(events: set[NoteWritten])", "expected an event"),
+        ("@listen\nasync def copy(*, event: NoteWritten)", "as the first parameter"),
+        ("@listen\nasync def copy(*event: NoteWritten)", "as the first parameter"),
+        ("@guard\nasync def copy(event: NoteWritten)", "guards are for commands"),
     ],
 )
 def test_options_that_do_not_fit(shop: Shop, mark: str, complaint: str) -> None:
     notes(shop, listeners=f"{mark} -> None: ...\n")
     assert complaint in shop.refusal(database=shop.database())
+
+
+def test_list_is_read_as_a_list(shop: Shop) -> None:
+    notes(
+        shop, listeners="@listen(batch=9)\nasync def copy(e: list[NoteWritten]) -> None: e.sort()"
+    )
+    shop.build(database=shop.database())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Copies:\n    @listen\n    def copy(self, event: NoteWritten) -> None: ...",
+        "class Copies:\n    @listen\n    @staticmethod\n    def copy(event: NoteWritten): ...",
+        "from functools import partial\ncopy = listen(partial(print))",
+    ],
+    ids=["method", "static method", "partial"],
+)
+def test_what_would_never_be_found_is_refused(shop: Shop, source: str) -> None:
+    notes(shop, listeners=source)
+    assert "expected a function of a module" in shop.refusal(database=shop.database())
 
 
 async def test_each_line_of_a_batch_says_what_it_is_about(

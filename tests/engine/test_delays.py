@@ -23,6 +23,9 @@ RUN = """
                     bus.publish(NoteWritten(text=key))
                 case ("at", _, key):
                     bus.publish(NoteWritten(text=key), at=dt.datetime(2020, 1, 1))
+                case ("both", _, key):
+                    now = dt.datetime.now(dt.UTC)
+                    bus.publish(NoteWritten(text=key), after=dt.timedelta(hours=1), at=now)
                 case ("cancel", _, key):
                     bus.cancel(NoteWritten, key)
                 case ("undone", _, key):
@@ -123,6 +126,11 @@ async def test_cancelling_is_undone_with_its_transaction(service: Service) -> No
         await run(service, "cancel:a fail:x")
     await run(service, "undone:a")
     assert await scheduled(service) == ["a"]
+
+
+async def test_both_a_span_and_a_time_are_refused(shop: Shop, service: Service) -> None:
+    with pytest.raises(shop.bus.BusError, match="after and at: give one"):
+        await run(service, "both:a")
 
 
 async def test_time_without_a_time_zone_is_refused(shop: Shop, service: Service) -> None:

@@ -491,7 +491,14 @@ async def test_data_is_compared_by_what_it_says(shop: Shop, start: Start, sqlite
     slice_(
         shop,
         messages="""
+        from typing import Literal
         from pydantic import Field, SecretStr
+        class Card(Message):
+            kind: Literal["card"] = "card"
+        class Transfer(Message):
+            kind: Literal["transfer"] = "transfer"
+        class Pay(Command[None]):
+            method: Card | Transfer
         class Change(Command[None]):
             password: SecretStr
             sizes: dict[UUID, int] = {}
@@ -499,6 +506,8 @@ async def test_data_is_compared_by_what_it_says(shop: Shop, start: Start, sqlite
             content: bytes = b""
         """,
         handlers="""
+        @handle
+        async def pay(command: Pay) -> None: ...
         @handle
         async def change(command: Change) -> None:
             seen.append(command)
@@ -528,6 +537,8 @@ async def test_data_is_compared_by_what_it_says(shop: Shop, start: Start, sqlite
         messages.Tagged(tags={"a"}),
     ]
     assert len({of(one) for one in different}) == len(different)
+    kinds = [{"kind": "card"}, {"kind": "transfer"}]
+    assert len({of(messages.Pay(method=one)) for one in kinds}) == 2
     many = [str(number) for number in range(20)]
     forwards, backwards = frozenset(many), frozenset(reversed(many))
     assert of(messages.Tagged(tags=forwards)) == of(messages.Tagged(tags=backwards))

@@ -146,6 +146,25 @@ async def test_fields_are_stored_by_their_names_whatever_others_call_them(
     assert (await some.rows())[0].payload == {"name": "hits"}
 
 
+async def test_event_stays_as_it_happened(shop: Shop, start: Start, sqlite_url: str) -> None:
+    """Whatever becomes of the list that evolve has taken from it."""
+    await counters(shop, start, sqlite_url)
+    streams = shop.module("base.streams")
+
+    class Filled(streams.StreamEvent):  # type: ignore[name-defined,misc]
+        items: list[str]
+
+    class Basket(streams.Aggregate[Filled]):  # type: ignore[name-defined,misc]
+        items: list[str]
+
+        def evolve(self, event: Filled) -> None:
+            self.items = event.items
+
+    basket = Basket.begin(Filled(items=["a"]))
+    basket.items.append("b")
+    assert list(basket.new_events) == [Filled(items=["a"])]
+
+
 async def test_time_of_creation_is_that_of_the_first_event(
     shop: Shop, start: Start, url: str
 ) -> None:

@@ -497,6 +497,50 @@ async def test_query_in_a_query(shop: Shop, start: Start, url: str) -> None:
 # What is refused
 
 
+SWALLOWS = """
+@handle
+async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+    session.add(Note(text="kept"))
+    await session.flush()
+    try:
+        {statement}
+    except sa.exc.DBAPIError:
+        pass
+"""
+
+
+async def test_handler_that_goes_on_after_a_statement_that_failed_is_refused(
+    shop: Shop, start: Start, url: str
+) -> None:
+    """PostgreSQL rolls back at the commit, without an error: the caller would take it for done."""
+    notes(shop, SWALLOWS.format(statement="await session.execute(text('SELECT missing'))"))
+    service = await start(url)
+    with pytest.raises(shop.bus.BusError, match=r"missing.*savepoint"):
+        await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    await usable(service)
+
+
+async def test_key_that_is_too_long_is_refused(shop: Shop, start: Start, url: str) -> None:
+    notes(shop)
+    service = await start(url)
+    with pytest.raises(shop.bus.BusError, match="a key has up to 200"):
+        await service.send(shop.messages().Write(text="a" * 201))
+    assert await service.texts() == []
+
+
+async def test_statement_that_failed_in_a_savepoint_is_undone(
+    shop: Shop, start: Start, url: str
+) -> None:
+    statement = """async with bus.savepoint():
+            await session.execute(text('SELECT missing'))"""
+    notes(shop, SWALLOWS.format(statement=statement))
+    service = await start(url)
+    await service.send(shop.messages().Run())
+    assert await service.texts() == ["kept"]
+    await usable(service)
+
+
 async def test_second_unit_is_refused(shop: Shop, start: Start, url: str) -> None:
     notes(
         shop,

@@ -84,6 +84,19 @@ async def test_old_version_reaches_a_listener_of_the_new_one(
     assert [one.event_version for one in await service.deliveries()] == [1]
 
 
+async def test_upcaster_that_changes_what_it_is_given(shop: Shop, start: Start, url: str) -> None:
+    """It is given the same again where a batch runs again."""
+    await paid(await started(shop, start, url, FIRST))
+    in_place = SECOND.replace('return {"number"', 'payload["cents"] *= 2\n        return {"number"')
+    code(shop, in_place)
+    service = await start(url)
+    await service.runtime.publish(shop.contracts().Paid(number=2, amount=2))
+    read = shop.module("bus.upcasting").readers(service.runtime.catalog)["notes.Paid"][1]
+    payload = {"number": 1, "cents": 1050}
+    assert [read(payload).amount, read(payload).amount] == [21, 21]
+    await service.settled()
+
+
 async def test_versions_are_passed_through_one_after_the_other(
     shop: Shop, start: Start, url: str
 ) -> None:

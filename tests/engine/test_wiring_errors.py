@@ -451,6 +451,25 @@ def test_listener_under_a_name_that_another_had_before(shop: Shop, first: str) -
     assert "is a listener named payments.old too: rename one" in shop.refusal()
 
 
+def test_single_alias_without_a_comma(shop: Shop) -> None:
+    listener = "@listen(aliases='old')\nasync def new(event: PaymentCreated) -> None: ...\n"
+    paid = "class Paid(Event, key='id', aliases='Settled'):\n    id: UUID"
+    contracts = textwrap.dedent(PAYMENTS) + paid
+    shop.slice("payments", contracts=contracts, listeners=listener)
+    catalog = shop.build(database=shop.database()).catalog
+    assert [one.names for one in catalog.listeners] == [("payments.new", "payments.old")]
+    names = catalog.events[shop.contracts("payments").Paid].names
+    assert tuple(names) == ("payments.Paid", "payments.Settled")
+
+
+@pytest.mark.parametrize("annotation", ["SecretStr", "list[SecretStr] | None", "Secret[int]"])
+def test_event_with_a_secret(shop: Shop, annotation: str) -> None:
+    """What would be stored, and delivered, are asterisks."""
+    event = f"class Paid(Event, key='id'):\n    id: UUID\n    token: {annotation}"
+    shop.slice("payments", contracts=f"from pydantic import Secret, SecretStr\n{event}")
+    assert "Paid.token: a secret cannot be stored" in shop.refusal()
+
+
 def test_two_events_that_are_stored_under_one_name(shop: Shop) -> None:
     paid = "class Paid(Event, key='id', aliases=('PaymentCreated',)):\n    id: UUID"
     contracts = textwrap.dedent(PAYMENTS) + paid

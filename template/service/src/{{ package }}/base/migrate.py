@@ -152,6 +152,13 @@ def _fill_in_revision(options: Namespace, branches: Branches) -> None:
         options.head, options.branch_label = "base", name
 
 
+# What SQLite and PostgreSQL say of a column that rows have no value for.
+_NULLS = ("Cannot add a NOT NULL column", "contains null values")
+_FILL_FIRST = (
+    " Rows that are there need a value: add the column as nullable, fill it, then make it NOT NULL."
+)
+
+
 def _explain(error: Exception) -> str:
     """The error in one line, with the migration's line if it came from there.
 
@@ -167,7 +174,8 @@ def _explain(error: Exception) -> str:
         text = f"{type(cause).__name__}: {text}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).parent.name == "migrations" and Path(frame.filename).stem != "env":
-            return f"{frame.filename}:{frame.lineno}: {text}. All was rolled back."
+            hint = _FILL_FIRST if any(one in text for one in _NULLS) else ""
+            return f"{frame.filename}:{frame.lineno}: {text}. All was rolled back.{hint}"
     if isinstance(cause, AssertionError):
         # All that Alembic says of a way down that is longer than the branch.
         return "there are not so many revisions: `db history` lists them"

@@ -23,6 +23,7 @@ from ..bus import (
     NeverSeenError,
     NotSeenInTimeError,
 )
+from ..bus.texts import message_of
 from .errors import (
     Conflict,
     Invalid,
@@ -39,6 +40,7 @@ _TITLES = {
     kind.status: kind.title
     for kind in (NotAuthenticated, NotAllowed, NotFound, Conflict, Invalid, Unavailable)
 }
+_DETAILS = {404: "There is nothing at this path."}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # The class of SQLSTATEs for values that are impossible; PostgreSQL checks more than SQLite.
 _DATA_EXCEPTION = "22"
@@ -174,7 +176,7 @@ def _invalid_fields(request: Request, found: Iterable[Any]) -> JSONResponse:
 
 
 def _field_error(found: Any) -> FieldError:
-    location, message = found["loc"], found["msg"]
+    location, message = found["loc"], message_of(found)
     if location and isinstance(location[-1], int) and found["type"] == "json_invalid":
         # FastAPI puts the position in the text where others have the field.
         *location, position = location
@@ -204,7 +206,9 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     phrase = responses.get(status, "Error")
     if status == METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))
-    detail = error.detail if error.detail != phrase else None
+    detail = error.detail if error.detail != phrase else _DETAILS.get(status)
+    if status == METHOD_NOT_ALLOWED:
+        detail = f"This path takes {headers['Allow']}."
     title = _TITLES.get(status, phrase.capitalize())
     return _problem(request, status, title, detail, headers=headers)
 
@@ -239,6 +243,8 @@ async def _integrity(request: Request, error: Exception) -> JSONResponse:
 
 async def _refused_by_database(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DBAPIError)
+    if _code(error).startswith("SQLITE_BUSY"):
+        return await _busy(request, error)
     # SQLite has no code for a number that is too large: the kind of error says it.
     if not isinstance(error, DataError) and not _code(error).startswith(_DATA_EXCEPTION):
         raise error

@@ -92,8 +92,9 @@ class Aggregate(BaseModel, Generic[E]):
 
     def apply(self, event: E) -> None:
         """Let a new event happen; it is stored when the aggregate is appended to its stream."""
+        # What evolve takes from it may change later: the event stays as it happened.
+        self._new.append(event.model_copy(deep=True))
         self.replay(event)
-        self._new.append(event)
 
     @property
     def new_events(self) -> Sequence[E]:

@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any, get_args, get_origin, get_type_hints
+from types import FunctionType, ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .discovery import Slice
 from .errors import WiringError
@@ -214,7 +214,12 @@ def event_types(annotation: Any) -> tuple[Any, ...]:
     """The events that a listener's first parameter names: one, those of a union, or of a list."""
     if takes_list(annotation):
         (annotation,) = get_args(annotation)
-    return get_args(annotation) or (annotation,)
+    return members_of(annotation)
+
+
+def members_of(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one that it is."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def takes_list(annotation: Any) -> bool:

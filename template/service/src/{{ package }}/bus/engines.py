@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .errors import WiringError
+from .session import note_failures
 from .sqlite import sqlite_engine
 
 # What a connection that cannot be made raises; asyncpg's own errors come as they are.
@@ -73,6 +74,7 @@ class Database:
             # them, must not cost it its leases.
             self.worker = _postgresql_engine(self.url, pool_size=_WORKERS_OWN)
             self.worker_reader = self.worker.execution_options(postgresql_readonly=True)
+        note_failures(self.writer)
         # PostgreSQL: for a single statement, which is its own transaction.
         self.autocommit = self.worker.execution_options(isolation_level="AUTOCOMMIT")
         # What the units of work of queries read from: nothing else may lag behind.

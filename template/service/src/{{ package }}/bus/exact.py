@@ -2,14 +2,21 @@
 
 import operator
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import operators
 from sqlalchemy.sql.functions import Function
 
 _SCALING = (operator.mul, operator.truediv, operator.floordiv, operator.mod)
+# What takes its sides for numbers of one unit.
+_ALIKE = {
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+    *(operator.add, operator.sub, operators.is_distinct_from, operators.is_not_distinct_from),
+    *(operators.between_op, operators.not_between_op, operators.in_op, operators.not_in_op),
+}
 
 
 class _Unscaled(sa.types.UserDefinedType[int]):
@@ -89,6 +96,10 @@ def _operation(element: sa.BinaryExpression[Any], compiler: Any, **options: Any)
         other = element.left if exact[1] else element.right
         if element.operator is not operator.mul or not isinstance(other.type, sa.Integer):
             raise _refusal("multiplied by anything but whole numbers, or divided,")
+    if element.operator in _ALIKE:
+        is_between = element.operator in (operators.between_op, operators.not_between_op)
+        right = cast(Any, element.right).clauses if is_between else [element.right]
+        _check_alike("compared or added", element.left, *right)
     return compiler.visit_binary(element, **options)
 
 
@@ -99,6 +110,7 @@ def _call(element: Function[Any], compiler: Any, **options: Any) -> Any:
         element.type, Exact
     ):
         raise _refusal(f"passed to {element.name}()")
+    _check_alike(f"passed to {element.name}()", *arguments)
     return compiler.visit_function(element, **options)
 
 
@@ -107,6 +119,52 @@ def _cast(element: sa.Cast[Any], compiler: Any, **options: Any) -> Any:
     if isinstance(element.clause.type, Exact) and not isinstance(element.type, Exact):
         raise _refusal("cast")
     return compiler.visit_cast(element, **options)
+
+
+@compiles(sa.Case, "sqlite")
+def _case(element: sa.Case[Any], compiler: Any, **options: Any) -> Any:
+    results = [result for _, result in element.whens]
+    if element.else_ is not None:
+        results.append(element.else_)
+    _check_alike("a result of case() together", *results)
+    return compiler.visit_case(element, **options)
+
+
+@compiles(sa.Update, "sqlite")
+def _update(element: sa.Update, compiler: Any, **options: Any) -> Any:
+    _check_values(element)
+    return compiler.visit_update(element, **options)
+
+
+@compiles(sa.Insert, "sqlite")
+def _insert(element: sa.Insert, compiler: Any, **options: Any) -> Any:
+    _check_values(element)
+    if element.select is not None and element._select_names:
+        columns = (element.table.c[name] for name in element._select_names)
+        for column, value in zip(columns, element.select.selected_columns, strict=False):
+            _check_alike("set", column, value)
+    return compiler.visit_insert(element, **options)
+
+
+def _check_values(element: sa.Insert | sa.Update) -> None:
+    for name, value in (element._values or {}).items():
+        column = cast(Any, element.table).c.get(name) if isinstance(name, str) else name
+        if column is not None and isinstance(value, sa.ColumnElement):
+            _check_alike("set", column, value)
+
+
+def _check_alike(what: str, *elements: Any) -> None:
+    """Raises CompileError if one is a decimal number, and another of another unit.
+
+    A plain number, which has none, gets that of the other.
+    """
+    exact = [one.type for one in elements if isinstance(one.type, Exact)]
+    for one in elements if exact else ():
+        if isinstance(one, sa.BindParameter) and isinstance(one.value, (int, Decimal)):
+            one.type = exact[0]
+        is_alike = isinstance(one.type, Exact) and one.type.scale == exact[0].scale
+        if not is_alike and not isinstance(one.type, sa.types.NullType):
+            raise _refusal(f"{what} with a number of another type or scale")
 
 
 def _refusal(what: str) -> sa.exc.CompileError:

@@ -168,7 +168,7 @@ def fingerprint(command: Command[Any]) -> str:
     The same whatever the order of keys and sets, and when a later version of the code has more
     optional fields.
     """
-    return sha256(json.dumps(_plain(command)).encode()).hexdigest()
+    return sha256(json.dumps(_plain(dict(_given(command)))).encode()).hexdigest()
 
 
 async def remove_expired(connection: AsyncConnection, now: dt.datetime, limit: int) -> int:
@@ -214,7 +214,7 @@ def _plain(value: Any) -> Any:
     """The value as what JSON knows, with one form for what is equal."""
     match value:
         case BaseModel():
-            return _plain(dict(_given(value)))
+            return _plain({name: one for name, one in value if name in value.model_fields_set})
         case Mapping():
             return _sorted([_plain(key), _plain(item)] for key, item in value.items())
         case Set():
@@ -240,7 +240,10 @@ def _sorted(values: Iterable[Any]) -> list[Any]:
 
 
 def _given(model: BaseModel) -> Iterable[tuple[str, Any]]:
-    """The fields that somebody has set to something else than their defaults."""
+    """The fields that somebody has set to something else than their defaults.
+
+    Within them a default counts: it may be what tells one kind of thing from another.
+    """
     fields = type(model).model_fields
     for name, value in model:
         if name in model.model_fields_set and not (

@@ -40,6 +40,7 @@ _GIVEN = {
     Context: Source.CONTEXT,
     Proceed: Source.PROCEED,
 }
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _OF_THE_UNIT = {Source.SESSION, Source.BUS, Source.QUERY_BUS, Source.MESSAGE}
 
 
@@ -82,7 +83,7 @@ def plan(function: FunctionType, services: Services) -> Plan:
         raise _error(function, problem)
     hints = _hints(function)
     parameters = list(inspect.signature(function).parameters.values())
-    if not parameters or parameters[0].name not in hints:
+    if not parameters or parameters[0].name not in hints or parameters[0].kind not in _POSITIONAL:
         raise _error(function, "expected a message with its type as the first parameter")
     asked = [p for p in parameters[1:] if p.default is inspect.Parameter.empty]
     sources = tuple(_source(function, p, hints, services) for p in asked)

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal, TypeVar, overload
 
 from .messages import Event
@@ -121,7 +122,9 @@ def listen(
     """
     policy = Policy(timeout, Retry(retries, backoff), dict(errors or {}))
     tables = projects if isinstance(projects, tuple) else (projects,)
-    mark = Listens(inline, aliases, ordered, batch, start, tables, policy)
+    # A single one is easily written without the comma that makes a tuple of it.
+    names = (aliases,) if isinstance(aliases, str) else tuple(aliases)
+    mark = Listens(inline, names, ordered, batch, start, tables, policy)
     if function is not None:
         return _marked(function, mark)
     return lambda function: _marked(function, mark)
@@ -155,5 +158,9 @@ def upcast(event: type[Event], *, from_version: int) -> Callable[[Upcaster], Upc
 
 
 def _marked(function: F, mark: Mark) -> F:
+    holder = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if not isinstance(function, FunctionType) or (holder and not holder.endswith("<locals>")):
+        # It would never be found, and never run.
+        raise TypeError(f"expected a function of a module, got {function!r}")
     function.__dict__[_MARK] = mark
     return function

@@ -55,7 +55,8 @@ class Event(BaseModel):
         super().__init_subclass__(**config)
         cls.event_key = key or cls.event_key
         cls.event_version = version
-        cls.event_aliases = aliases
+        # A single one is easily written without the comma that makes a tuple of it.
+        cls.event_aliases = (aliases,) if isinstance(aliases, str) else tuple(aliases)
 
 
 class View(BaseModel):

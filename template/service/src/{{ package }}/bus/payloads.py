@@ -3,11 +3,13 @@
 Aliases are for those outside: one that changes must not make what is stored unreadable.
 """
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 M = TypeVar("M", bound=BaseModel)
+
+_SECRETS = (Secret, SecretBytes, SecretStr)
 
 
 def payload_of(model: BaseModel) -> dict[str, Any]:
@@ -18,3 +20,18 @@ def payload_of(model: BaseModel) -> dict[str, Any]:
 def from_payload(cls: type[M], payload: Any) -> M:
     """The object that was stored so. Raises pydantic's ValidationError if it does not fit."""
     return cls.model_validate(payload, by_alias=False, by_name=True)
+
+
+def secret_in(cls: type[BaseModel]) -> str | None:
+    """The name of a field that would be stored as asterisks; None if there is none."""
+    for name, field in cls.model_fields.items():
+        if _is_secret(field.annotation):
+            return name
+    return None
+
+
+def _is_secret(annotation: Any) -> bool:
+    kind = get_origin(annotation) or annotation
+    if isinstance(kind, type) and issubclass(kind, _SECRETS):
+        return True
+    return any(map(_is_secret, get_args(annotation)))

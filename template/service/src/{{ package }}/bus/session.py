@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
@@ -16,6 +16,9 @@ from .sqlite import SQLiteConnection
 _ENDS = "bus_unit_ends"
 _CUT_OFF = "bus_unit_cut_off"
 _DRIVER = "bus_unit_driver"
+_CONNECTION = "bus_unit_connection"
+# In a connection's info: the error of a statement that nothing has undone yet.
+_FAILED = "bus_failed"
 
 
 class Turn(Protocol):
@@ -128,6 +131,21 @@ class UnitSession(AsyncSession):
         if _CUT_OFF in self.sync_session.info:
             raise _refusal("rollback")
 
+    def refuse_failed(self) -> None:
+        """Raises BusError if the handler went on after a statement that failed.
+
+        PostgreSQL has given up the transaction by then, and would roll back at the commit without
+        an error.
+        """
+        connection = self.sync_session.info.get(_CONNECTION)
+        if connection is None or connection.closed or connection.invalidated:
+            return
+        if (error := connection.info.get(_FAILED)) is not None:
+            raise BusError(
+                f"Nothing was committed: a statement failed ({error!r}), and the handler went on."
+                " Let the error through, or execute it inside `async with bus.savepoint():`."
+            ) from error
+
     async def start_over(self) -> None:
         """Roll back, and begin anew with the next statement; for queries that wait."""
         await super().rollback()
@@ -144,6 +162,7 @@ class UnitSession(AsyncSession):
 
 
 def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
+    session.info[_CONNECTION] = connection
     session.info[_DRIVER] = connection.connection.driver_connection
 
 
@@ -157,6 +176,24 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
     # As in `session.run_sync(lambda session: session.rollback())`: known when it is too late.
     if transaction.parent is None and _ENDS not in session.info:
         session.info[_CUT_OFF] = True
+
+
+def note_failures(engine: AsyncEngine) -> None:
+    """Let the units of work on this engine know of statements that failed."""
+    event.listen(engine.sync_engine, "handle_error", _after_error)
+    event.listen(engine.sync_engine, "begin", _forget_failure)
+    event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
+
+
+def _after_error(context: ExceptionContext) -> None:
+    if context.connection is not None and not context.connection.invalidated:
+        context.connection.info[_FAILED] = context.original_exception
+
+
+def _forget_failure(connection: Connection, *_: object) -> None:
+    # One that is lost has no info any more, and would connect anew for it.
+    if not connection.invalidated:
+        connection.info.pop(_FAILED, None)
 
 
 def _refusal(what: str) -> BusError:

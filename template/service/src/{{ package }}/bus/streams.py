@@ -21,7 +21,7 @@ from .aggregates import Aggregate, Payload, StreamEvent
 from .clock import utc_now
 from .context import Context
 from .errors import BusError
-from .payloads import from_payload, payload_of
+from .payloads import from_payload, payload_of, secret_in
 from .recording import log_of
 from .texts import told
 from .types import Utc
@@ -260,6 +260,8 @@ def _event_types(aggregate: type[Aggregate[Any]]) -> dict[str, type[StreamEvent]
                 f"{aggregate.__name__}.evolve takes {wanted}: expected the union of its events,"
                 " each a StreamEvent, such as `event: Created | Changed`"
             )
+        if secret := secret_in(kind):
+            raise TypeError(f"{kind.__name__}.{secret}: a secret cannot be stored, only asterisks")
         if kind.event_name in found or kind.event_name == ERASED:
             raise TypeError(f"two events of {aggregate.__name__} are stored as {kind.event_name!r}")
         found[kind.event_name] = kind

@@ -1,6 +1,8 @@
 """Texts: which every database can keep, and those of values and errors."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -8,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 # PostgreSQL stores neither NUL nor half of a surrogate pair, SQLite the first but not the second.
 _NOT_STORED = re.compile("[\0\ud800-\udfff]")
 _COLLECTIONS = (list, tuple, set, frozenset)
+_NO_OBJECT = {"model_type", "model_attributes_type", "dataclass_type", "dict_type"}
 
 
 def is_storable(text: str) -> bool:
@@ -26,8 +29,17 @@ def said(value: object) -> str:
 def told(error: ValidationError) -> str:
     """What does not fit, such as settings, in one line, without what was found: a secret, maybe."""
     return "; ".join(
-        f"{'.'.join([error.title, *map(str, one['loc'])])}: {one['msg']}" for one in error.errors()
+        f"{'.'.join([error.title, *map(str, one['loc'])])}: {message_of(one)}"
+        for one in error.errors()
     )
+
+
+def message_of(error: Mapping[str, Any]) -> str:
+    """What pydantic says is wrong with a value, without the words of Python."""
+    if error["type"] in _NO_OBJECT:
+        return "Input should be an object"
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def check_texts(value: Any) -> None:
@@ -42,3 +54,5 @@ def check_texts(value: Any) -> None:
         check_texts([*value, *value.values()])
     elif isinstance(value, BaseModel):
         check_texts(vars(value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        check_texts([getattr(value, one.name) for one in fields(value)])

@@ -230,6 +230,8 @@ class UnitOfWork:
         """Add the event to what is stored at the commit."""
         self._check(depth)
         self._resources.outbox.name_of(type(event))
+        if after is not None and at is not None:
+            raise BusError(f"{type(event).__name__} was published with after and at: give one.")
         if after is not None:
             at = self._resources.clock.now() + after
         elif at is not None and at.tzinfo is None:
@@ -286,6 +288,8 @@ class UnitOfWork:
                 f" ({self._doomed_by!r}) and its caller went on. Let the error through, or do it"
                 " inside `async with bus.savepoint():`."
             ) from self._doomed_by
+        if self._session is not None and not self._readonly:
+            self._session.refuse_failed()
 
     async def _commit(self, bus: Bus) -> None:
         self._check_whole()

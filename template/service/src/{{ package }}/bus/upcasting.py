@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -70,7 +71,8 @@ def _readers_of(event: type[Event], steps: Steps) -> dict[int, Reader]:
 
 
 def _after(step: Upcaster, read: Reader) -> Reader:
-    return lambda payload: read(step(payload))
+    # It may change what it is given, and is given the same again if the listener runs again.
+    return lambda payload: read(step(deepcopy(payload)))
 
 
 def _misplaced(catalog: Catalog, marked: Marked, mark: Upcasts) -> Iterator[str]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
-from .catalog import Catalog, Marked, event_types, takes_list, where
+from .catalog import Catalog, Marked, event_types, members_of, takes_list, where
 from .errors import WiringError
 from .injection import Plan, Source, plan
 from .marks import Guards, Handles, Listens
 from .messages import Command, Event, Query
-from .policy import Retry
+from .payloads import secret_in
+from .policy import GiveUp, Pause, Retry
 from .services import Services
 from .source import attributes_read
 from .upcasting import upcaster_errors
@@ -98,8 +99,11 @@ def _marked(wiring: Wiring) -> Iterator[tuple[Marked, Any]]:
 
 def _add_guard(wiring: Wiring, wired: Wired) -> Iterator[str]:
     wiring.guards.append(wired)
-    if not inspect.isclass(wired.plan.message):
-        yield _wrong(wired, "a message's type as the first parameter", wired.plan.message)
+    guarded = wired.plan.message
+    if not inspect.isclass(guarded):
+        yield _wrong(wired, "a message's type", guarded)
+    elif issubclass(guarded, Event):
+        yield f"{_at(wired)}: guards are for commands and queries, and nothing guards events."
     if Source.PROCEED in wired.plan.sources:
         if not wired.plan.is_async:
             yield f"{_at(wired)}: a guard that runs around a handler is `async def`."
@@ -164,7 +168,8 @@ def _add_listener(wiring: Wiring, wired: Wired) -> Iterator[str]:
     yield from _option_errors(wired)
     yield from _next_command_errors(wiring, wired)
     yield from _projection_errors(wiring, wired)
-    if all(inspect.isclass(event) and issubclass(event, Event) for event in events):
+    is_one = not takes_list(wired.plan.message)
+    if is_one and all(inspect.isclass(event) and issubclass(event, Event) for event in events):
         yield from _unknown_attributes(wired, events)
 
 
@@ -202,13 +207,31 @@ def _option_errors(wired: Wired) -> Iterator[str]:
         yield f"{_at(wired)}: takes a list of events: say how many, as in @listen(batch=100)."
     retry = mark.policy.default
     if isinstance(retry, Retry) and not (
-        mark.batch >= 1 and retry.retries >= 0 and retry.backoff > 0 and mark.policy.timeout > 0
+        mark.batch >= 1 and _is_possible(retry) and mark.policy.timeout > 0
     ):
         yield (
             f"{_at(wired)}: expected batch >= 1, retries >= 0, backoff > 0 and timeout > 0, got"
             f" batch={mark.batch}, retries={retry.retries}, backoff={retry.backoff},"
             f" timeout={mark.policy.timeout}."
         )
+    if mark.start not in ("now", "beginning"):
+        yield f'{_at(wired)}: expected start="now" or "beginning", got {mark.start!r}.'
+    for error, decision in mark.policy.errors.items():
+        if not _is_possible(decision):
+            yield (
+                f"{_at(wired)}: expected Retry(retries >= 0, backoff > 0), GiveUp() or"
+                f" Pause(seconds > 0) for {_named(error)}, got {decision!r}."
+            )
+
+
+def _is_possible(decision: object) -> bool:
+    match decision:
+        case Retry(retries, backoff):
+            return retries >= 0 and backoff > 0
+        case Pause(seconds):
+            return seconds > 0
+        case _:
+            return isinstance(decision, GiveUp)
 
 
 def _projection_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:
@@ -243,7 +266,7 @@ def _projection_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:
 
 
 def _next_command_errors(wiring: Wiring, wired: Wired) -> Iterator[str]:
-    for command in event_types(wired.plan.returns):
+    for command in members_of(wired.plan.returns):
         if command in (Any, None, NoneType):
             continue
         if wiring.catalog.commands.get(command) != wired.marked.slice:
@@ -272,6 +295,8 @@ def _event_errors(event: type[Event]) -> Iterator[str]:
             f'{at}: an event names the field with the id of what it is about: key="…", one of its'
             f" fields ({fields}); got {event.event_key!r}."
         )
+    if secret := secret_in(event):
+        yield f"{at}.{secret}: a secret cannot be stored, only asterisks: tell an id of it."
     if event.event_version < 1:
         yield f"{at}: expected a version >= 1, got {event.event_version}."
 

@@ -1,7 +1,7 @@
 """Tells before a deploy what this code could not deliver of what a database holds."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,8 @@ async def check(database: Database, catalog: Catalog) -> list[Finding]:
     found = [
         Finding(*kind, count, examples[kind]) for kind, count in sorted(counts.items(), key=str)
     ]
-    return [*found, *_retired(catalog, await _subscriptions(database, retired=True))]
+    lost = checker.lost(subscriptions.values(), {one.listener for one in found})
+    return [*found, *lost, *_retired(catalog, await _subscriptions(database, retired=True))]
 
 
 class _Checker:
@@ -68,6 +69,15 @@ class _Checker:
         if self._last[0] != row.id:
             self._last = (row.id, tuple(self._decoding(row)))
         return (*routing, *self._last[1])
+
+    def lost(
+        self, subscriptions: Iterable[Subscription], told: Collection[str | None]
+    ) -> Iterator[Finding]:
+        """Listeners that the code has no more, though nothing is there for them yet."""
+        for listener, names in subscriptions:
+            if listener not in told and self._wanted.keys().isdisjoint(names):
+                problem = "no such listener in this code, and events are still kept for it"
+                yield Finding(problem, listener, "", 0, "")
 
     def _routing(self, listener: Subscription, event: str) -> tuple[str, ...]:
         known = [self._wanted[name] for name in listener[1] if name in self._wanted]
