@@ -700,6 +700,35 @@ def test_failing_migration_leaves_nothing(shop: Shop) -> None:
     assert shop.scalars("SELECT count(*) FROM payments_more") == {2}
 
 
+def test_required_column_that_rows_have_no_value_for(shop: Shop) -> None:
+    shop.db("upgrade")
+    shop.execute(
+        "INSERT INTO orders (id, version, created_at, number)"
+        " VALUES ('0190a0a0a0a070008000000000000001', 1, '2026-01-01', 7)"
+    )
+    column = 'sa.Column("label", sa.String(), nullable={})'
+    file = shop.write_revision(
+        "orders",
+        'with op.batch_alter_table("orders") as batch_op:\n'
+        f"        batch_op.add_column({column.format(False)})",
+    )
+    assert "add the column as nullable, fill it, then" in shop.db_fails("upgrade")
+
+    # As docs/add-a-table.md has it.
+    nullable = file.read_text().replace(column.format(False), column.format(True))
+    file.write_text(
+        nullable.replace(
+            column.format(True) + ")",
+            column.format(True) + ")\n"
+            """    op.execute("UPDATE orders SET label = ''")\n"""
+            '    with op.batch_alter_table("orders") as batch_op:\n'
+            '        batch_op.alter_column("label", existing_type=sa.String(), nullable=False)',
+        )
+    )
+    shop.db("upgrade")
+    assert shop.scalars("SELECT label FROM orders") == {""}
+
+
 @on_sqlite
 def test_traceback_on_demand(shop: Shop) -> None:
     shop.write_revision("payments", "1 / 0")
