@@ -48,7 +48,8 @@ def list_(where: Where = "", limit: Limit = 50, as_json: AsJson = False) -> None
     """Deliveries, the newest first."""
     rows = run_operations(lambda operations: operations.deliveries(where, limit=limit))
     columns = ("id", "state", "listener", "event", "key", "failures", "error_type", "recorded_at")
-    tell(rows, columns, as_json, none="None. (An event that nobody listens to has no delivery.)")
+    none = "None. (An event has no delivery if nobody listens to it, or if it is still scheduled.)"
+    tell(rows, columns, as_json, none=none)
 
 
 @events.command()

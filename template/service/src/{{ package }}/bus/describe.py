@@ -49,11 +49,16 @@ def describe_message(runtime: Runtime, name: str) -> Description:
     name is a class's, such as 'PaymentCreated', or a handler's, listener's or guard's, such as
     'start_order'; either may have its slice before it, as stored events have:
     'payments.PaymentCreated'. A message that a function makes stands at the line that makes it; a
-    message that was told before is not told again. Raises WiringError if nothing, or more than one,
-    has this name.
+    message that was told before is not told again. An event has what makes it before that. Raises
+    WiringError if nothing, or more than one, has this name.
     """
     found, tracer = _find(runtime, name), _Tracer(runtime)
-    tree = tracer.alone(found) if isinstance(found, _Function) else tracer.message(found)
+    if isinstance(found, _Function):
+        tree = tracer.alone(found)
+    else:
+        tree = tracer.message(found)
+        if issubclass(found, Event):
+            tree["made_by"] = list(_makers(runtime, found))
     return Description(tree, _table(_tree_rows(tree)))
 
 
@@ -87,6 +92,14 @@ def _message(runtime: Runtime, cls: MessageType) -> Node:
 
 def _function(kind: str, wired: Wired) -> Node:
     return {"kind": kind, "name": wired.marked.name, "at": relative(wired.marked.where)}
+
+
+def _makers(runtime: Runtime, event: type[Event]) -> Iterator[Node]:
+    for one in _functions(runtime):
+        made = made_by(one.wired.marked.function)
+        if event in made:
+            node = _function(one.kind, one.wired)
+            yield {**node, "at": relative(made[event] or one.wired.marked.where)}
 
 
 def _goes_to(runtime: Runtime, cls: type[Any]) -> list[tuple[str, Wired]]:
@@ -204,6 +217,8 @@ def _tree_rows(node: Node, depth: int = 0) -> Iterator[tuple[str, str]]:
     depth += "takes" in node
     cut = f" ({node['cut']})" if "cut" in node else ""
     yield f"{'  ' * depth}{node['kind']} {node['name']}{cut}", node.get("made_at") or node["at"]
+    for one in node.get("made_by", ()):
+        yield f"{'  ' * (depth + 1)}made by {one['kind']} {one['name']}", one["at"]
     for one in node.get("then", ()):
         yield from _tree_rows(one, depth + 1)
 

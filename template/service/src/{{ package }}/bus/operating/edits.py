@@ -17,6 +17,7 @@ from ..errors import OperationError
 from ..lanes import is_behind, lock_keys, promote
 from ..outbox import key_of
 from ..payloads import from_payload, payload_of
+from ..texts import told
 
 
 async def edit(
@@ -110,7 +111,7 @@ def _corrected(
     except ValidationError as error:
         version = found.cls.event_version
         raise OperationError(
-            f"The payload does not fit version {version} of {found.name}: {error}"
+            f"The payload does not fit version {version} of {found.name}: {told(error)}"
         ) from error
     return {
         "name": found.name,
