@@ -513,7 +513,7 @@ def test_settings_that_are_wrong(shop: Shop) -> None:
     settings = "class PaymentSettings(BaseSettings):\n    limit: int"
     shop.slice("payments", settings=settings)
     error = shop.refusal()
-    assert "PaymentSettings.limit: Field required" in error
+    assert "PaymentSettings.limit (LIMIT): Field required" in error
     assert "limit" in error
 
 

@@ -1,11 +1,12 @@
 """Texts: which every database can keep, and those of values and errors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings
 
 # PostgreSQL stores neither NUL nor half of a surrogate pair, SQLite the first but not the second.
 _NOT_STORED = re.compile("[\0\ud800-\udfff]")
@@ -28,10 +29,20 @@ def said(value: object) -> str:
 
 def told(error: ValidationError) -> str:
     """What does not fit, such as settings, in one line, without what was found: a secret, maybe."""
-    return "; ".join(
-        f"{'.'.join([error.title, *map(str, one['loc'])])}: {message_of(one)}"
-        for one in error.errors()
-    )
+    found = []
+    for one in error.errors():
+        place = ".".join([error.title, *map(str, one["loc"])])
+        found.append(f"{place}{_variable(error.title, one['loc'])}: {message_of(one)}")
+    return "; ".join(found)
+
+
+def _variable(title: str, location: Sequence[int | str]) -> str:
+    """What a setting is called in the environment; nothing for anything else."""
+    kinds = [one for one in BaseSettings.__subclasses__() if one.__name__ == title]
+    # Two slices may call theirs the same.
+    if len(kinds) != 1 or not location or location[0] not in kinds[0].model_fields:
+        return ""
+    return f" ({kinds[0].model_config.get('env_prefix', '')}{location[0]})".upper()
 
 
 def message_of(error: Mapping[str, Any]) -> str:
