@@ -129,6 +129,9 @@ class Box(Entity):
     opens: Mapped[dt.time]
     seal: Mapped[bytes]
     tags: Mapped[dict[str, Any]] = mapped_column(Tags())
+    labels: Mapped[list[str]] = mapped_column(
+        sa.JSON().with_variant(postgresql.ARRAY(sa.String(9)), "postgresql")
+    )
 """
 
 EMPTY = "def upgrade() -> None:\n    pass"

@@ -193,6 +193,9 @@ def _render_item(kind: str, item: Any, context: AutogenContext) -> str | Literal
         # Alembic would write its text type, too, and on SQLite without a prefix.
         context.imports.add("from sqlalchemy.dialects import postgresql")
         return f"postgresql.{type(item).__name__}()"
+    if isinstance(item, postgresql.ARRAY) and item.dimensions is None:
+        context.imports.add("from sqlalchemy.dialects import postgresql")
+        return f"postgresql.ARRAY({_repr_type(item.item_type, context)})"
     if not isinstance(item, sa.TypeDecorator) or type(item).__module__.startswith("sqlalchemy."):
         return False
     return _repr_type(item.impl_instance, context)
