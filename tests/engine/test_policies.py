@@ -278,7 +278,7 @@ async def test_waiting_for_another_takes_none_of_a_listeners_time(
     notes(
         shop,
         listeners="""
-        @listen(timeout=0.3)
+        @listen(timeout=1.5)
         async def copy(event: NoteWritten, session: AsyncSession) -> None:
             await session.execute(text("SELECT 1"))
             if event.text == "a":
