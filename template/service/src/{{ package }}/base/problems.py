@@ -204,11 +204,10 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status, headers = error.status_code, dict(error.headers or {})
     phrase = responses.get(status, "Error")
-    if status == METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_methods(request))
     detail = error.detail if error.detail != phrase else _DETAILS.get(status)
     if status == METHOD_NOT_ALLOWED:
-        detail = f"This path takes {headers['Allow']}."
+        headers["Allow"] = ", ".join(_methods(request))
+        detail = detail or f"This path takes {headers['Allow']}."
     title = _TITLES.get(status, phrase.capitalize())
     return _problem(request, status, title, detail, headers=headers)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Literal, TypeVar, overload
 
-from .messages import Event
+from .messages import Event, names_of
 from .policy import Decision, Policy, Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -122,9 +122,7 @@ def listen(
     """
     policy = Policy(timeout, Retry(retries, backoff), dict(errors or {}))
     tables = projects if isinstance(projects, tuple) else (projects,)
-    # A single one is easily written without the comma that makes a tuple of it.
-    names = (aliases,) if isinstance(aliases, str) else tuple(aliases)
-    mark = Listens(inline, names, ordered, batch, start, tables, policy)
+    mark = Listens(inline, names_of(aliases), ordered, batch, start, tables, policy)
     if function is not None:
         return _marked(function, mark)
     return lambda function: _marked(function, mark)

@@ -9,6 +9,11 @@ from .texts import check_texts
 R_co = TypeVar("R_co", covariant=True)
 
 
+def names_of(aliases: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The aliases; a single one is easily written without the comma that makes a tuple of it."""
+    return (aliases,) if isinstance(aliases, str) else tuple(aliases)
+
+
 class Message(BaseModel):
     """An immutable data object that carries what the application must respond to.
 
@@ -55,8 +60,7 @@ class Event(BaseModel):
         super().__init_subclass__(**config)
         cls.event_key = key or cls.event_key
         cls.event_version = version
-        # A single one is easily written without the comma that makes a tuple of it.
-        cls.event_aliases = (aliases,) if isinstance(aliases, str) else tuple(aliases)
+        cls.event_aliases = names_of(aliases)
 
 
 class View(BaseModel):

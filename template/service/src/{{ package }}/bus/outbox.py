@@ -19,6 +19,8 @@ from .messages import Event
 from .payloads import payload_of
 from .recording import Cancellation, Noted
 
+_LONGEST_KEY = 200
+
 
 @dataclass(frozen=True, slots=True)
 class EventType:
@@ -179,15 +181,13 @@ class Outbox:
 def key_of(event: Event) -> str:
     """What the event is about, as it is stored. Raises BusError if it is too long for that."""
     key = str(getattr(event, event.event_key))
-    if len(key) > LONGEST_KEY:
+    if len(key) > _LONGEST_KEY:
         raise BusError(
-            f"{type(event).__name__}.{event.event_key}: a key has up to {LONGEST_KEY} characters,"
+            f"{type(event).__name__}.{event.event_key}: a key has up to {_LONGEST_KEY} characters,"
             f" got {len(key)}."
         )
     return key
 
-
-LONGEST_KEY = 200
 
 _GIVEN = [one.name for one in tables.event.c if one.name not in ("position", "tx")]
 

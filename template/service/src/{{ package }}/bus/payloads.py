@@ -24,10 +24,8 @@ def from_payload(cls: type[M], payload: Any) -> M:
 
 def secret_in(cls: type[BaseModel]) -> str | None:
     """The name of a field that would be stored as asterisks; None if there is none."""
-    for name, field in cls.model_fields.items():
-        if _is_secret(field.annotation):
-            return name
-    return None
+    fields = cls.model_fields.items()
+    return next((name for name, one in fields if _is_secret(one.annotation)), None)
 
 
 def _is_secret(annotation: Any) -> bool:

@@ -74,7 +74,7 @@ class Services:
             try:
                 self._instances[wanted] = wanted()
             except ValidationError as error:
-                raise WiringError(told(error)) from error
+                raise WiringError(told(error, wanted)) from error
         return self._instances[wanted]
 
 

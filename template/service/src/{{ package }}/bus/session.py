@@ -7,6 +7,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 from .errors import BusError
@@ -181,8 +182,8 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
 def note_failures(engine: AsyncEngine) -> None:
     """Let the units of work on this engine know of statements that failed."""
     event.listen(engine.sync_engine, "handle_error", _after_error)
-    event.listen(engine.sync_engine, "begin", _forget_failure)
     event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
+    event.listen(engine.sync_engine, "checkin", _forget_at_the_end)
 
 
 def _after_error(context: ExceptionContext) -> None:
@@ -194,6 +195,11 @@ def _forget_failure(connection: Connection, *_: object) -> None:
     # One that is lost has no info any more, and would connect anew for it.
     if not connection.invalidated:
         connection.info.pop(_FAILED, None)
+
+
+def _forget_at_the_end(_: object, record: ConnectionPoolEntry) -> None:
+    # The error would keep alive all that its traceback knows.
+    record.info.pop(_FAILED, None)
 
 
 def _refusal(what: str) -> BusError:

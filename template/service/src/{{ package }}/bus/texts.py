@@ -27,18 +27,22 @@ def said(value: object) -> str:
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
 
-def told(error: ValidationError) -> str:
-    """What does not fit, such as settings, in one line, without what was found: a secret, maybe."""
+def told(error: ValidationError, kind: type[BaseSettings] | None = None) -> str:
+    """What does not fit, such as settings, in one line, without what was found: a secret, maybe.
+
+    kind: the settings' class, if it is known.
+    """
+    named = [one for one in BaseSettings.__subclasses__() if one.__name__ == error.title]
+    kinds = [kind] if kind else named
     found = []
     for one in error.errors():
         place = ".".join([error.title, *map(str, one["loc"])])
-        found.append(f"{place}{_variable(error.title, one['loc'])}: {message_of(one)}")
+        found.append(f"{place}{_variable(kinds, one['loc'])}: {message_of(one)}")
     return "; ".join(found)
 
 
-def _variable(title: str, location: Sequence[int | str]) -> str:
+def _variable(kinds: Sequence[type[BaseSettings]], location: Sequence[int | str]) -> str:
     """What a setting is called in the environment; nothing for anything else."""
-    kinds = [one for one in BaseSettings.__subclasses__() if one.__name__ == title]
     # Two slices may call theirs the same.
     if len(kinds) != 1 or not location or location[0] not in kinds[0].model_fields:
         return ""

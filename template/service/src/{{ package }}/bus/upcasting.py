@@ -64,15 +64,21 @@ def upcaster_errors(catalog: Catalog) -> Iterator[str]:
 
 def _readers_of(event: type[Event], steps: Steps) -> dict[int, Reader]:
     current = event.event_version
-    found: dict[int, Reader] = {current: partial(from_payload, event)}
+    read: Reader = partial(from_payload, event)
+    found = {current: read}
     for version in range(current - 1, oldest_readable(event, steps) - 1, -1):
-        found[version] = _after(steps[version].function, found[version + 1])
+        read = _after(steps[version].function, read)
+        found[version] = _of_copy(read)
     return found
 
 
 def _after(step: Upcaster, read: Reader) -> Reader:
-    # It may change what it is given, and is given the same again if the listener runs again.
-    return lambda payload: read(step(deepcopy(payload)))
+    return lambda payload: read(step(payload))
+
+
+def _of_copy(read: Reader) -> Reader:
+    # Upcasters may change what they are given, which is read again if the listener runs again.
+    return lambda payload: read(deepcopy(payload))
 
 
 def _misplaced(catalog: Catalog, marked: Marked, mark: Upcasts) -> Iterator[str]:

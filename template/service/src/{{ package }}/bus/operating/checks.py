@@ -12,6 +12,7 @@ from .. import tables
 from ..catalog import Catalog
 from ..engines import Database
 from ..subscriptions import wanted_as, wanted_by
+from ..texts import message_of
 from ..upcasting import readers
 
 _CHUNK = 500
@@ -100,7 +101,7 @@ class _Checker:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))
-            return (f"the payload does not fit: {field}: {first['msg']}",)
+            return (f"the payload does not fit: {field}: {message_of(first)}",)
         except Exception as error:
             return (f"the upcaster of version {row.version} failed: {error!r}",)
         return ()
