@@ -54,13 +54,13 @@ class Outbox:
 
     def name_of(self, cls: type[Event]) -> str:
         """The name that an event is stored with. Raises BusError if no slice declares it."""
-        if cls not in self._types:
+        if (found := self._types.get(cls)) is None:
             raise BusError(
                 f"{cls.__name__} is not an event of any slice here: declare it in the"
                 " contracts.py (or, for the slice's own use, messages.py) of the slice that"
                 " publishes it."
             )
-        return self._types[cls].name
+        return found.name
 
     async def store(
         self,

@@ -1,6 +1,7 @@
 """Aggregates record events; the unit of work publishes them. Nobody collects them."""
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,8 @@ class Cancellation(NamedTuple):
     key: str
 
 
-class Noted(NamedTuple):
+@dataclass(slots=True)
+class Noted:
     """An event that will be stored, or cancelled, if the unit commits.
 
     owner is the aggregate that recorded it, context what it belongs to (None: to what the unit as a
@@ -54,8 +56,8 @@ class EventLog(list[Noted]):
     def note(
         self,
         event: Event | Cancellation,
-        owner: "Recorder | None" = None,
         due: dt.datetime | None = None,
+        owner: "Recorder | None" = None,
     ) -> None:
         """Add an event, in the context of what runs now."""
         self.append(Noted(event, owner, self.context, due))
@@ -70,7 +72,7 @@ class Recorder:
         if session is None:
             self.__dict__.setdefault(_UNATTACHED, []).append(event)
         else:
-            log_of(session).note(event, self)
+            log_of(session).note(event, owner=self)
 
 
 def log_of(session: Session) -> EventLog:
@@ -98,7 +100,7 @@ class RecordingSession(Session):
 
 def _attached(session: Session, instance: Any) -> None:
     for event in instance.__dict__.pop(_UNATTACHED, ()):
-        log_of(session).note(event, instance)
+        log_of(session).note(event, owner=instance)
 
 
 def _began(session: Session, transaction: SessionTransaction) -> None:

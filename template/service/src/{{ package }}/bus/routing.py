@@ -13,7 +13,7 @@ from .errors import BusError
 from .idempotency import LIFETIME, Once, check_key
 from .injection import Plan, Source, bind, getters_of, passing, scoped
 from .marks import Listens, Proceed
-from .messages import Event, Query
+from .messages import Query
 from .services import Services
 from .threads import refuse_awaitable
 from .unit import Resources, run_unit
@@ -26,7 +26,7 @@ class Routes:
     """Where commands and queries go, and what inline and stored listeners run."""
 
     messages: RouteTable = field(default_factory=RouteTable)
-    inline: dict[type[Event], list[Route]] = field(default_factory=dict)
+    inline: dict[type, list[Route]] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
 
 
@@ -82,7 +82,7 @@ def _command_route(resources: Resources, call: Route, where: str, *, needs_unit:
     def route_in_unit(message: Any, bus: Bus) -> Any:
         if bus._unit is not None:
             return bus._unit.join(call, message, bus._depth)
-        return run_unit(resources, bus.context, call, message, where=where, sender=bus)
+        return run_unit(resources, bus.context, call, message, where, bus)
 
     return route_in_unit
 
@@ -104,7 +104,7 @@ def _keyed_route(
         once.storable()
         # The guards decide first, whether the handler runs or its first result is given again.
         run = guarded(partial(once.run, call, key))
-        return run_unit(resources, bus.context, run, message, where=where, sender=bus)
+        return run_unit(resources, bus.context, run, message, where, bus)
 
     return route
 

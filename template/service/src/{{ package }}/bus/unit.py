@@ -43,7 +43,7 @@ class Resources:
     """What every unit of work of one bus uses."""
 
     routes: RouteTable
-    inline: Mapping[type[Event], Sequence[Route]]
+    inline: Mapping[type, Sequence[Route]]
     outbox: Outbox
     database: Database | None
     clock: Clock
@@ -70,12 +70,12 @@ async def run_unit(
     context: Context,
     call: Route,
     message: object,
+    where: str = "",
+    sender: Bus | None = None,
     *,
     readonly: bool = False,
-    where: str = "",
     completion: Completion | None = None,
     turn: Turn | None = None,
-    sender: Bus | None = None,
 ) -> Any:
     """Run call(message, bus) as one transaction; returns what it returns, after the commit.
 
@@ -91,9 +91,7 @@ async def run_unit(
         )
     runs = 1
     while True:
-        unit = UnitOfWork(
-            resources, context, readonly=readonly, where=where, completion=completion, turn=turn
-        )
+        unit = UnitOfWork(resources, context, readonly, where, completion, turn)
         try:
             result = await unit.run(call, message)
             if sender is not None and (token := unit.token):
@@ -128,7 +126,6 @@ class UnitOfWork:
         self,
         resources: Resources,
         context: Context,
-        *,
         readonly: bool = False,
         where: str = "",
         completion: Completion | None = None,
@@ -178,7 +175,7 @@ class UnitOfWork:
     async def run(self, call: Route, message: object) -> Any:
         """Run the outermost message and commit."""
         token = _current.set(self)
-        bus = self._bus()
+        bus = Bus(self._resources.routes, self.context, self)
         try:
             result = await call(message, bus)
             await self._commit(bus)
@@ -236,7 +233,7 @@ class UnitOfWork:
             at = self._resources.clock.now() + after
         elif at is not None and at.tzinfo is None:
             raise BusError(f"at={at!r}: expected a datetime with a time zone.")
-        self.log.note(event, due=at)
+        self.log.note(event, at)
 
     def cancel(self, cls: type[Event], key: object, depth: int) -> None:
         """Note that what is scheduled is taken back at the commit."""
@@ -301,7 +298,7 @@ class UnitOfWork:
             self._check_whole()
         self.is_open = False
         written = None
-        if self.has_database and (self.log or self._completion):
+        if (self.log or self._completion) and self.has_database:
             written = await self._store()
         if self._session is not None:
             await _to_the_end(self._session.commit_unit())
@@ -334,8 +331,6 @@ class UnitOfWork:
             news, heard = log[heard:], len(log)
             for noted in news:
                 event, context = noted.event, noted.context or self.context
-                if isinstance(event, Cancellation):
-                    continue
                 for listener in inline.get(type(event), ()):
                     # Mostly it is the unit's own context: nothing to put into place.
                     if context is self.context:
