@@ -568,7 +568,7 @@ class Deliveries(RuleBasedStateMachine):
     def _message(self, row: Any) -> UUID:
         """What the listener knows its delivery by, whenever it runs."""
         context = self.world.shop.bus.Context.of_delivery
-        message: UUID = context(row.event_id, "", {}, listener=row.listener, run=row.run).message_id
+        message: UUID = context(row.event_id, "", {}, delivery=row.id).message_id
         return message
 
     def _check_heard(self, rows: Sequence[Any], heard: Sequence[UUID]) -> None:

@@ -31,7 +31,7 @@ from .bus.describe import describe_message, describe_service
 from .bus.engines import Database
 from .bus.errors import OperationError, UnreachableError
 from .bus.runtime import Runtime, build, choose
-from .bus.subscriptions import subscribe, wanted_by
+from .bus.subscriptions import names_of_events, subscribe, wanted_by
 from .bus.texts import told
 from .cli_changes import changes
 from .cli_contracts import contracts
@@ -265,10 +265,11 @@ def _migrate(arguments: list[str]) -> None:
 
 def _subscribing(url: str) -> migrate.AfterUpgrade:
     """What writes the subscriptions. The code is read now: if it is broken, nothing is migrated."""
-    wanted = wanted_by(build(PACKAGE, database=Database(url)).catalog)
+    catalog = build(PACKAGE, database=Database(url)).catalog
+    wanted, known = wanted_by(catalog), names_of_events(catalog)
 
     async def subscribing(database: Database) -> None:
-        await subscribe(database, wanted, prune=True)
+        await subscribe(database, wanted, upgrade_to=known)
 
     return subscribing
 

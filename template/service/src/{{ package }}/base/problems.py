@@ -44,6 +44,10 @@ _DETAILS = {404: "There is nothing at this path."}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # The class of SQLSTATEs for values that are impossible; PostgreSQL checks more than SQLite.
 _DATA_EXCEPTION = "22"
+# The server is going down, is not up yet, or is gone.
+_CONNECTION_LOST = ("08", "57P")
+# A serialization failure or a deadlock, each time that the unit of work ran again.
+_GIVEN_UP = ("40001", "40P01")
 # A required column that got nothing: PostgreSQL's SQLSTATE, and SQLite's name for it.
 _NOT_NULL = ("23502", "SQLITE_CONSTRAINT_NOTNULL")
 
@@ -85,6 +89,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(IntegrityError, _integrity)
     app.add_exception_handler(DBAPIError, _refused_by_database)
     app.add_exception_handler(PoolTimeoutError, _busy)
+    app.add_exception_handler(ConnectionError, _unreachable)
 
 
 def unexpected(request: Request) -> JSONResponse:
@@ -242,10 +247,13 @@ async def _integrity(request: Request, error: Exception) -> JSONResponse:
 
 async def _refused_by_database(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DBAPIError)
-    if _code(error).startswith("SQLITE_BUSY"):
+    code = _code(error)
+    if code.startswith("SQLITE_BUSY") or code in _GIVEN_UP:
         return await _busy(request, error)
+    if error.connection_invalidated or code.startswith(_CONNECTION_LOST):
+        return await _unreachable(request, error)
     # SQLite has no code for a number that is too large: the kind of error says it.
-    if not isinstance(error, DataError) and not _code(error).startswith(_DATA_EXCEPTION):
+    if not isinstance(error, DataError) and not code.startswith(_DATA_EXCEPTION):
         raise error
     log.warning("data error", exc_info=error)
     detail = (
@@ -262,6 +270,12 @@ def _code(error: DBAPIError) -> str:
 
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
-    log.error("no connection to the database was free", error=str(error))
+    log.error("the database is busy", error=str(error))
     detail = "The database is busy: try again later."
+    return _problem(request, Unavailable.status, Unavailable.title, detail)
+
+
+async def _unreachable(request: Request, error: Exception) -> JSONResponse:
+    log.error("what this needs cannot be reached", exc_info=error)
+    detail = "The database, or something else that this needs, cannot be reached: try again later."
     return _problem(request, Unavailable.status, Unavailable.title, detail)

@@ -64,16 +64,20 @@ class Context:
         correlation_id: str,
         headers: Mapping[str, Any],
         *,
-        listener: str,
-        run: int = 0,
+        delivery: int | str,
+        replayed: bool = False,
     ) -> "Context":
-        """The context in which a listener of a stored event runs; run counts its replays."""
+        """The context in which a listener of a stored event runs.
+
+        delivery is its number, which it keeps when the listener gets another name, and which no
+        replay has.
+        """
         user = headers.get("user")
         return cls(
             user=User(user["id"], tuple(user["roles"])) if user else None,
             correlation_id=correlation_id,
             causation_id=event_id,
             trace=headers.get("trace", {}),
-            message_id=uuid5(event_id, f"{listener}:{run}"),
-            replayed=run > 0,
+            message_id=uuid5(event_id, str(delivery)),
+            replayed=replayed,
         )

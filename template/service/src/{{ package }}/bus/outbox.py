@@ -16,7 +16,7 @@ from .context import Context
 from .errors import BusError
 from .lanes import lock_keys
 from .messages import Event
-from .payloads import payload_of
+from .payloads import check_storable, payload_of
 from .recording import Cancellation, Noted
 
 _LONGEST_KEY = 200
@@ -143,20 +143,27 @@ class Outbox:
             return
         numbered = [{"n": n, **event} for n, event in enumerate(events)]
         given = {"rows": json.dumps(numbered, default=str), "now": events[0]["recorded_at"]}
-        if not await connection.scalar(_BOTH, {**given, "locked": locked}):
+        stored = await connection.scalar(_BOTH, {**given, "locked": locked})
+        if not stored:
             # An ordered listener wants them, which this process did not know: nothing was inserted.
             self._ordered |= names
             await lock_keys(connection, {one["key"] for one in events})
-            await connection.scalar(_BOTH, {**given, "locked": True})
+            stored = await connection.scalar(_BOTH, {**given, "locked": True})
+        if stored != len(events):
+            raise BusError(
+                f"Of {len(events)} events {stored} were stored: nothing may be committed."
+            )
 
     def _row(self, event: Event, context: Context, due: dt.datetime | None) -> dict[str, Any]:
+        headers = context.headers()
+        check_storable(headers, "the context")
         return {
             "id": uuid7(),
             "name": self.name_of(type(event)),
             "version": event.event_version,
             "key": key_of(event),
             "payload": payload_of(event),
-            "headers": context.headers(),
+            "headers": headers,
             "correlation_id": context.correlation_id,
             "causation_id": context.causation_id,
             "due": due,
@@ -258,12 +265,14 @@ def _both() -> sa.Select[Any]:
         .render_derived(with_types=True)
     )
     given = sa.select(rows).cte("given")
+    # By another name than in the statement around it: all of them are meant, not the row at hand.
+    any_given = given.alias("any_given")
     ordered = (
         sa.exists()
-        .where(name.c.kind == "event", name.c.name == given.c.name)
+        .where(name.c.kind == "event", name.c.name == any_given.c.name)
         .where(subscription.c.id == name.c.subscription_id, subscription.c.ordered)
         .where(tables.is_live(subscription))
-        .select_from(given)
+        .select_from(any_given)
     )
     stored = (
         sa.insert(event)

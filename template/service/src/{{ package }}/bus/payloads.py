@@ -3,9 +3,13 @@
 Aliases are for those outside: one that changes must not make what is stored unreadable.
 """
 
+from math import isfinite
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
+
+from .errors import BusError
+from .texts import is_storable
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -13,8 +17,31 @@ _SECRETS = (Secret, SecretBytes, SecretStr)
 
 
 def payload_of(model: BaseModel) -> dict[str, Any]:
-    """What is stored of it."""
-    return model.model_dump(mode="json", by_alias=False)
+    """What is stored of it. Raises BusError for what some database cannot keep."""
+    payload = model.model_dump(mode="json", by_alias=False)
+    check_storable(payload, type(model).__name__)
+    return payload
+
+
+def check_storable(value: Any, place: str) -> None:
+    """Raises BusError if a JSON value at that place has something that no JSON can have, or that a
+    database cannot keep: it would take it now, and fail when it is to be delivered.
+    """
+    if isinstance(value, str):
+        if not is_storable(value):
+            raise BusError(
+                f"{place} has a NUL character or half of a surrogate pair, which cannot be stored."
+            )
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise BusError(f"{place} is {value}, and JSON has finite numbers only.")
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            check_storable(name, f"a name in {place}")
+            check_storable(one, f"{place}.{name}")
+    elif isinstance(value, list):
+        for one in value:
+            check_storable(one, place)
 
 
 def from_payload(cls: type[M], payload: Any) -> M:

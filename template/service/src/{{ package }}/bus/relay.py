@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from .backfill import backfill, promote_stuck
 from .breaker import Breaker
@@ -38,6 +39,8 @@ _MOST_BATCH_RERUNS = 2
 # So often are leases renewed before they end.
 _RENEWALS = 3
 _SECONDS_BETWEEN_CLEANINGS = 60.0
+# In a batch: what one has added is flushed before a query of the next, and all have one time.
+_MAY_BE_ANOTHERS = (SQLAlchemyError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +308,7 @@ class Relay:
             except (Exception, asyncio.CancelledError) as error:
                 culprit = work.current
                 _reraise_if_stopped()
-                if culprit is None:
+                if culprit is None or isinstance(error, _MAY_BE_ANOTHERS):
                     break
                 listener.log_for(culprit)
                 await self._failed(listener, culprit, error)
@@ -356,8 +359,10 @@ class Relay:
         while True:
             try:
                 held = [*self._ready.values(), *self._running.values()]
-                await self._claims.renew([one.id for claimed in held for one in claimed])
-                await self._heed_pauses()
+                # A connection that died without a word must not keep it longer than the lease.
+                async with asyncio.timeout(self._options.lease):
+                    await self._claims.renew([one.id for claimed in held for one in claimed])
+                    await self._heed_pauses()
             except Exception as error:
                 log.warning("leases could not be renewed, trying again", error=repr(error))
             await asyncio.sleep(self._options.lease / _RENEWALS)
@@ -369,12 +374,16 @@ class Relay:
             await self._give_back(one)
 
     async def _look_after(self) -> None:
-        """Fill new listeners, take over what dead workers held, tell that this one lives."""
+        """Tell that this one lives, take over what dead workers held, fill new listeners."""
         while True:
             try:
                 await self._check_others()
             except Exception as error:
                 log.warning("other workers could not be looked after", error=repr(error))
+            try:
+                await self._fill()
+            except Exception as error:
+                log.warning("new listeners could not be filled, trying again", error=repr(error))
             await asyncio.sleep(self._options.lease)
 
     async def _keep_house(self) -> None:
@@ -386,7 +395,6 @@ class Relay:
             await asyncio.sleep(_SECONDS_BETWEEN_CLEANINGS)
 
     async def _check_others(self) -> None:
-        await self._fill()
         await self._claims.tell_alive([one.name for one in self._here.values()])
         freed = await self._claims.expire()
         for one in freed:

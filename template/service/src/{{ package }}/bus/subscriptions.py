@@ -14,13 +14,14 @@ from . import tables
 from .catalog import Catalog, event_types
 from .clock import utc_now
 from .engines import Database
-from .errors import WiringError
+from .errors import BusError, WiringError
 from .marks import Listens
 
 # Any number: processes that start at once take turns on it (PostgreSQL).
 _LOCK = 7_305_110_001
-# Whoever waits for publishers makes all that come later wait, too: briefly, and then once more.
-LOCK_TIMEOUT = sa.text("SET LOCAL lock_timeout = '500ms'")
+# Whoever waits for publishers makes all that come later wait, too: briefly, and then once more. But
+# an autovacuum gives way only to those that have waited for deadlock_timeout, which is 1 s.
+LOCK_TIMEOUT = sa.text("SET LOCAL lock_timeout = '1200ms'")
 _LOCKED = ("55P03", "40P01")  # It waited too long, or for somebody who waits for it.
 _MOST_TRIES = 20
 
@@ -62,6 +63,11 @@ def wanted_by(catalog: Catalog) -> list[Wanted]:
     ]
 
 
+def names_of_events(catalog: Catalog) -> set[str]:
+    """What the events of all slices are, or were, stored as."""
+    return {name for one in catalog.events.values() for name in one.names}
+
+
 def wanted_as(catalog: Catalog, names: Collection[str]) -> Wanted | None:
     """What the code wants of a listener that is stored under one of these names, if it has it."""
     for one in wanted_by(catalog):
@@ -71,22 +77,25 @@ def wanted_as(catalog: Catalog, names: Collection[str]) -> Wanted | None:
 
 
 async def subscribe(
-    database: Database, wanted: Sequence[Wanted], *, prune: bool = False
+    database: Database, wanted: Sequence[Wanted], *, upgrade_to: Collection[str] | None = None
 ) -> dict[str, int]:
     """Store what is wanted and not stored yet, in one transaction.
 
     Returns the id of each wanted listener's subscription by its current name. A new subscription
     gets what is published from now on, and what is stored already if it asks for that: `backfill`
-    brings it. Subscriptions of listeners that are gone stay, with their deliveries. prune also
-    forgets events that a listener wants no more, and takes over its current name and settings; not
-    for a start, which may be that of an older process while a newer one runs.
+    brings it. Subscriptions of listeners that are gone stay, with their deliveries.
+
+    upgrade_to are the names of all events that the code knows; not for a start, which may be that
+    of an older process while a newer one runs. Listeners get their current names and settings then,
+    and those of the events that they want no more are forgotten. Other names may be of a newer
+    version, and nothing is published under them if they are not.
     """
 
     async def subscribe() -> dict[str, int]:
         async with database.writer.begin() as connection:
             if database.dialect == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            found = {one.listener: await _subscribe(connection, one, prune=prune) for one in wanted}
+            found = {one.listener: await _subscribe(connection, one, upgrade_to) for one in wanted}
             for name in await _retired(connection, found.values()):
                 log.warning("retired: it gets nothing until `events resume`", listener=name)
             return found
@@ -100,8 +109,13 @@ async def until_locked(attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             return await attempt()
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in _LOCKED or tries == _MOST_TRIES:
+            if getattr(error.orig, "sqlstate", None) not in _LOCKED:
                 raise
+            if tries == _MOST_TRIES:
+                raise BusError(
+                    "Others kept bus_event locked all the time, such as a VACUUM or CREATE INDEX"
+                    " by hand, or a long transaction that has published: try again later."
+                ) from error
             await asyncio.sleep(0.05 * tries)
     raise AssertionError  # The last try has raised.
 
@@ -118,14 +132,16 @@ async def lock_log(connection: AsyncConnection) -> int:
     return newest or 0
 
 
-async def _subscribe(connection: AsyncConnection, wanted: Wanted, *, prune: bool) -> int:
+async def _subscribe(
+    connection: AsyncConnection, wanted: Wanted, upgrade_to: Collection[str] | None
+) -> int:
     found = await _find(connection, (wanted.listener, *wanted.aliases))
     if found is None:
         found = await _create(connection, wanted)
     await _store_names(connection, found, "listener", (wanted.listener, *wanted.aliases))
     await _store_names(connection, found, "event", wanted.events)
-    if prune:
-        await _forget_events(connection, found, wanted.events)
+    if upgrade_to is not None:
+        await _forget_events(connection, found, wanted, upgrade_to)
         row = tables.subscription
         await connection.execute(
             sa.update(row)
@@ -152,8 +168,9 @@ async def _find(connection: AsyncConnection, names: Sequence[str]) -> int | None
 
 
 async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
+    # Held, so that retention removes nothing before it sees that this one is to be filled.
+    floor = await log_floor(connection, held=True) if wanted.from_beginning else 0
     newest = await lock_log(connection)
-    floor = await log_floor(connection) if wanted.from_beginning else 0
     if floor:
         raise WiringError(
             f"{wanted.listener} wants all events from the beginning, but those up to position"
@@ -176,9 +193,13 @@ async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
     return created
 
 
-async def log_floor(connection: AsyncConnection) -> int:
-    """The position up to which events may have been removed from the log; 0 if none were."""
-    floor: int | None = await connection.scalar(sa.select(tables.log.c.floor))
+async def log_floor(connection: AsyncConnection, *, held: bool = False) -> int:
+    """The position up to which events may have been removed from the log; 0 if none were.
+
+    held: it stays so until the transaction ends.
+    """
+    query = sa.select(tables.log.c.floor)
+    floor: int | None = await connection.scalar(query.with_for_update(read=True) if held else query)
     return floor or 0
 
 
@@ -201,13 +222,18 @@ async def _store_names(
 
 
 async def _forget_events(
-    connection: AsyncConnection, subscription_id: int, wanted: Sequence[str]
+    connection: AsyncConnection, subscription_id: int, wanted: Wanted, known: Collection[str]
 ) -> None:
     name = tables.subscription_name
-    await connection.execute(
-        sa.delete(name).where(
+    gone = await connection.scalars(
+        sa.delete(name)
+        .where(
             name.c.kind == "event",
             name.c.subscription_id == subscription_id,
-            name.c.name.not_in(wanted),
+            name.c.name.in_(known),
+            name.c.name.not_in(wanted.events),
         )
+        .returning(name.c.name)
     )
+    if names := sorted(gone):
+        log.warning("gets these events no more", listener=wanted.listener, events=names)

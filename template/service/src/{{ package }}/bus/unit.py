@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import random
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -33,6 +34,7 @@ _current: ContextVar["UnitOfWork | None"] = ContextVar("unit_of_work", default=N
 # A transaction that the database gave up for another's sake may simply run again.
 _TRANSIENT_SQLSTATES = {"40001", "40P01"}
 _MOST_RUNS = 3
+_LONGEST_PAUSE_SECONDS = 0.05
 _MOST_INLINE_ROUNDS = 100
 # On SQLite a writer keeps all other writers waiting.
 _SLOW_WRITE_SECONDS = 0.25
@@ -100,6 +102,8 @@ async def run_unit(
         except DBAPIError as error:
             if runs == _MOST_RUNS or not _is_transient(error):
                 raise
+            # Those that met once would meet again.
+            await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS * runs))
             runs += 1
 
 

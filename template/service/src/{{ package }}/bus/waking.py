@@ -19,6 +19,8 @@ log = structlog.get_logger()
 _CHANNEL = "bus_wake"
 # Nobody need wait for the disk: what is lost in a crash is found by those that look for it.
 _NOTIFY = f"SET LOCAL synchronous_commit = off; NOTIFY {_CHANNEL}"
+# A connection may be dead without anyone having told.
+_NOTIFY_SECONDS = 2.0
 # The first of what is committed within this time is told to others at once, the rest together.
 _COALESCE_SECONDS = 0.01
 _LOOK_SECONDS = 0.025
@@ -107,6 +109,9 @@ class Waker:
                 await lost.wait()
             finally:
                 self._driver = None
+                # It gives up by itself if the server does not answer.
+                with suppress(Exception):
+                    await driver.close(timeout=_NOTIFY_SECONDS)
         raise ConnectionError("the connection was lost")
 
     async def _tell(self) -> None:
@@ -116,10 +121,14 @@ class Waker:
             await asyncio.sleep(_COALESCE_SECONDS)
 
     async def _notify(self) -> None:
-        if self._driver is not None:
-            with suppress(Exception):  # It may be lost, or given up, just now.
-                await self._driver.execute(_NOTIFY)
+        if (driver := self._driver) is not None:
+            try:
+                await driver.execute(_NOTIFY, timeout=_NOTIFY_SECONDS)
                 return
+            except TimeoutError:
+                driver.terminate()  # `run` listens on another one then.
+            except Exception as error:  # It may be lost, or given up, just now.
+                log.debug("others are told on another connection", error=repr(error))
         await notify(self._database)
 
 
@@ -132,7 +141,10 @@ async def notify(database: Database) -> None:
         raw = await database.worker.raw_connection()
         try:
             driver: Any = raw.driver_connection
-            await driver.execute(_NOTIFY)
+            await driver.execute(_NOTIFY, timeout=_NOTIFY_SECONDS)
+        except Exception as error:
+            await greenlet_spawn(raw.invalidate, error)
+            raise
         finally:
             # One too many for the pool is closed, which is awaited.
             await greenlet_spawn(raw.close)

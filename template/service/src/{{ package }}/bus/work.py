@@ -113,8 +113,8 @@ class Work:
             delivery.event_id,
             delivery.correlation_id,
             delivery.headers,
-            listener=self._listener.name,
-            run=delivery.run,
+            delivery=delivery.id,
+            replayed=delivery.run > 0,
         )
 
 

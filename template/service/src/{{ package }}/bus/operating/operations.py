@@ -196,13 +196,16 @@ class Operations(Inspection):
             raise OperationError(
                 f"{found.listener} is retired, and not in this code: nothing would run it."
             )
-        newest, filled = await lock_log(connection), found.filled_to
-        if wanted.from_beginning and (floor := await log_floor(connection)) > filled:
+        filled = found.filled_to
+        # Held, so that retention removes nothing of what this one lacks.
+        floor = await log_floor(connection, held=True)
+        if wanted.from_beginning and floor > filled:
             raise OperationError(
                 f"{found.listener} starts at the beginning, but events up to position {floor} have"
                 f" been removed, and it has seen those up to {filled}: give it another name, and"
                 ' let it start="now".'
             )
+        newest = await lock_log(connection)
         filling = filled if wanted.from_beginning and filled < newest else None
         return {"retired_at": None, "from_position": newest, "backfilled_to": filling}
 

@@ -177,7 +177,7 @@ class Making:
         listener, last = self._listener, rows[-1]
         events = [self._event(row) for row in rows]
         context = Context.of_delivery(
-            last.id, last.correlation_id, last.headers, listener=listener.name
+            last.id, last.correlation_id, last.headers, delivery=f"rebuild of {listener.name}"
         )
         await bus.within(context, listener.call, events if listener.takes_list else events[0])
 
