@@ -237,3 +237,43 @@ async def test_each_line_of_a_batch_says_what_it_is_about(
     assert set(told("listener failed, will be tried again")) == {of_bad}
     [(listener, correlation_id, _)] = told("event stored")
     assert (listener, correlation_id) == ("notes.copy", a.correlation_id)
+
+
+async def test_row_of_one_that_the_next_one_flushes_is_not_the_next_ones(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        from sqlalchemy.exc import IntegrityError
+        @listen(batch=10, errors={IntegrityError: GiveUp()})
+        async def copy(event: NoteWritten, session: AsyncSession) -> None:
+            await session.scalars(select(Note))
+            session.add(Note(text="a" if event.text == "b" else "copy of " + event.text))
+        """,
+    )
+    service = await start(url)
+    await write(service, *"abcd")
+    await service.runtime.relay.work_off()
+    outcome = [("done", 0), ("dead", 1), ("done", 0), ("done", 0)]
+    assert await states(service) == {"notes.copy": outcome}
+
+
+async def test_nobody_of_a_batch_is_blamed_for_the_time_of_all(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(batch=10, timeout=0.5, retries=0)
+        async def wait(event: NoteWritten) -> None:
+            seen.append(event.text)
+            if seen == ["a", "b"]:
+                await asyncio.Event().wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, *"abc")
+    await service.runtime.relay.work_off()
+    assert await states(service) == {"notes.wait": [("done", 0)] * 3}
+    assert shop.seen == [*"ab", *"abc"]

@@ -157,3 +157,37 @@ async def test_log_says_when_an_event_is_due_and_what_was_cancelled(
     assert stored["correlation_id"]
     for name in ("event_name", "event_id", "due"):
         assert stored[name] == cancelled[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("str", "'a\\0b'"),
+        ("str", "'\\ud800'"),
+        ("dict[str, int]", "{'a\\0': 1}"),
+        ("float", "float('nan')"),
+        ("list[float]", "[-1e999]"),
+    ],
+)
+@pytest.mark.parametrize("after", [None, "dt.timedelta(hours=1)"])
+async def test_what_no_database_keeps_is_refused_where_it_is_published(
+    shop: Shop, start: Start, url: str, kind: str, value: str, after: str | None
+) -> None:
+    notes(
+        shop,
+        f"""
+        @handle
+        async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+            session.add(Note(text="a"))
+            bus.publish(Odd(text="odd", value={value}), after={after})
+        """,
+        contracts=f"""
+        class Odd(Event, key="text"):
+            text: str
+            value: {kind}
+        """,
+    )
+    service = await start(url)
+    with pytest.raises(shop.bus.BusError, match=r"^(a name in )?Odd\.value "):
+        await run(service, "run")
+    assert await service.texts() == await scheduled(service) == await service.events() == []

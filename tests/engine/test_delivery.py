@@ -1,6 +1,8 @@
 """Events and their deliveries are stored with what caused them, and each listener runs once."""
 
 import asyncio
+import os
+import signal
 from typing import Any
 from uuid import uuid4
 
@@ -451,6 +453,47 @@ async def test_relay_survives_a_server_that_cuts_its_connections(
     await other.due_now()
     await service.settled()
     assert await other.texts() == ["a", "copy of a"]
+
+
+async def test_listening_connection_that_died_without_a_word_holds_up_no_stop(
+    shop: Shop, start: Start, postgresql_url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=REACTS)
+    service, other = await start(postgresql_url), await start(postgresql_url)
+    running = relays(service)
+    waker = service.runtime.relay._waker
+    await until(lambda: waker._driver is not None)
+    backend = waker._driver.get_server_pid()
+    # As after a firewall has dropped it: nobody answers, and nobody says so.
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        await write(service, "a")
+        async with asyncio.timeout(15):
+            while await other.texts() != ["a", "copy of a"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            service.runtime.relay.stop()
+            await running
+            await service.runtime.relay.close()
+            assert await other.column("SELECT id FROM bus_worker") == []
+    finally:
+        os.kill(backend, signal.SIGCONT)
+
+
+async def test_locked_log_keeps_nobody_from_looking_after_dead_workers(
+    shop: Shop, start: Start, postgresql_url: str
+) -> None:
+    notes(shop, listeners=REACTS)
+    service, other = await start(postgresql_url), await start(postgresql_url)
+    await write(service, "a")
+    await service.write("UPDATE bus_subscription SET backfilled_to = 1, from_position = 1")
+    async with other.database.writer.begin() as connection:
+        # As VACUUM and CREATE INDEX CONCURRENTLY do.
+        await connection.execute(sa.text("LOCK TABLE bus_event IN SHARE UPDATE EXCLUSIVE MODE"))
+        looking = asyncio.create_task(service.runtime.relay._look_after())
+        async with asyncio.timeout(10):
+            while not await service.rows("SELECT id FROM bus_worker"):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        looking.cancel()
 
 
 async def test_event_that_this_code_cannot_read_is_kept(shop: Shop, start: Start, url: str) -> None:

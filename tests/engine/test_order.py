@@ -1,6 +1,7 @@
 """Ordered listeners: deliveries with one key in commit order, one at a time."""
 
 import asyncio
+import datetime as dt
 import random
 
 import pytest
@@ -194,3 +195,41 @@ async def test_many_behind_a_dead_one_do_not_slow_the_others(
     assert (found.count("dead"), found.count("waiting"), found.count("done")) == (1, 1000, 3)
     assert heard(shop, "b") == [1, 2, 3]
     await until(lambda: not service.runtime.relay._running)
+
+
+MIXED = """
+    @handle
+    async def tell(command: Tell, bus: Bus) -> None:
+        later = dt.timedelta(minutes=1) if command.close else None
+        bus.publish(Closed(counter=command.counter), after=later)
+        for number in command.numbers:
+            bus.publish(Counted(counter=command.counter, number=number), after=later)
+    @handle
+    async def add(command: Add) -> None: ...
+"""
+
+
+@pytest.mark.parametrize("due", [False, True])
+async def test_unit_stores_the_events_that_an_ordered_listener_wants_and_the_others(
+    shop: Shop, start: Start, url: str, due: bool
+) -> None:
+    shop.slice(
+        "counters",
+        contracts=CONTRACTS,
+        messages=MESSAGES,
+        handlers=MIXED,
+        listeners=LISTENS.replace("Counted | Closed", "Counted"),
+    )
+    # This process does not know yet which of them have an ordered listener.
+    service = await start(url)
+    await tell(service, "a", 1, 2, close=due)
+    if due:
+        service.runtime.clock.advance(dt.timedelta(minutes=2))
+        await service.runtime.relay.work_off()
+    await service.settled()
+    assert [event.name for event in await service.events()] == [
+        "counters.Closed",
+        "counters.Counted",
+        "counters.Counted",
+    ]
+    assert heard(shop, "a") == [1, 2]

@@ -5,6 +5,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from .conftest import Relays, Service, Shop, Start, notes, options, until, write
 
@@ -270,6 +271,41 @@ async def test_message_id_is_the_same_at_each_attempt(shop: Shop, start: Start, 
     assert len(shop.seen) == 3
     assert len(ids["a"]) == len(ids["b"]) == 1
     assert ids["a"] != ids["b"]
+
+
+async def test_message_id_outlives_the_listeners_name_and_no_replay_has_it(
+    shop: Shop, start: Start, url: str
+) -> None:
+    source = """
+        @listen
+        async def call(event: NoteWritten, context: Context) -> None:
+            seen.append(context.message_id)
+            if len(seen) < 3:
+                raise LookupError
+        """
+    notes(shop, listeners=source)
+    service = await start(url)
+    await write(service, "a")
+    await later(service, seconds=0)
+    shop.forget()
+    renamed = source.replace("@listen", "@listen(aliases='call')").replace("call(", "charge(")
+    notes(shop, listeners=renamed)
+    service = await start(url)
+    await later(service, seconds=5)
+    await later(service, seconds=10)
+    first, *others = shop.seen
+    assert others == [first, first]
+    for _ in range(2):
+        # The second time as if retention had removed what the first replay left.
+        delivery = shop.tables.delivery
+        await service.write(sa.delete(delivery).where(delivery.c.run > 0))
+        await service.write(
+            "INSERT INTO bus_delivery (event_position, subscription_id, run, event_version, state,"
+            " due, attempts, losses) SELECT event_position, subscription_id, 1, 1, 'pending', due,"
+            " 0, 0 FROM bus_delivery"
+        )
+        await service.settled()
+    assert len(set(shop.seen[2:])) == 3
 
 
 async def test_waiting_for_another_takes_none_of_a_listeners_time(

@@ -127,3 +127,16 @@ async def test_finding_what_is_finished_reads_no_more_than_that(
     [select] = [one for one in seen if one.startswith("SELECT")]
     plan = await service.rows(f"EXPLAIN QUERY PLAN {select.replace('?', '1')}")
     assert "ix_bus_delivery_finished" in plan[0].detail
+
+
+async def test_what_a_listener_that_is_being_filled_lacks_stays(service: Service) -> None:
+    await write(service, a="done", b="done", c="done")
+    subscription = service.shop.tables.subscription
+    filling = sa.update(subscription).values(backfilled_to=1, from_position=3)
+    await service.write(filling)
+    assert await retention(service).remove_events(service.database, WEEK) == 1
+    assert (await keys(service), await floor(service)) == (["b", "c"], 1)
+    # A retired one that was never filled keeps nothing.
+    await service.write(sa.update(subscription).values(retired_at=dt.datetime.now(dt.UTC)))
+    assert await retention(service).remove_events(service.database, WEEK) == 2
+    assert (await keys(service), await floor(service)) == ([], 3)

@@ -1,6 +1,7 @@
 """Subscriptions are stored: deliveries are made from rows, not from this process's code."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -205,3 +206,26 @@ async def test_database_that_is_gone_by_now_is_told_in_a_line(shop: Shop, url: s
     with pytest.raises(gone, match=f"{url} cannot be reached: [^\n]+$"):
         async with runtime:
             pass
+
+
+async def test_upgrade_forgets_an_event_only_if_its_code_knows_that(
+    shop: Shop, start: Start, url: str, logged: list[Any]
+) -> None:
+    notes(shop, listeners=HEARS, contracts="class Gone(Event, key='text'):\n    text: str\n")
+    service = await start(url)
+    subscribing = shop.module("bus.subscriptions")
+    for event in ("notes.Gone", "notes.Newer"):
+        await service.write(
+            f"INSERT INTO bus_subscription_name VALUES ('event', '{event}', (SELECT max(id) FROM"
+            " bus_subscription))"
+        )
+    # A start, of an older process maybe, forgets nothing.
+    catalog = service.runtime.catalog
+    wanted, known = subscribing.wanted_by(catalog), subscribing.names_of_events(catalog)
+    await subscribing.subscribe(service.database, wanted)
+    stored = ["notes.Gone", "notes.Newer", "notes.NoteWritten"]
+    assert await names(service, "event") == stored
+    await subscribing.subscribe(service.database, wanted, upgrade_to=known)
+    assert await names(service, "event") == ["notes.Newer", "notes.NoteWritten"]
+    [warning] = [line for line in logged if line["log_level"] == "warning"]
+    assert (warning["listener"], warning["events"]) == ("notes.hear", ["notes.Gone"])
