@@ -61,7 +61,7 @@ async def correct(service: Service, text: str) -> None:
     operations = service.shop.module("bus.operating.operations")
     desk = operations.Operations(service.database, service.runtime.catalog)
     (dead,) = [one.id for one in await service.deliveries() if one.state == "dead"]
-    await desk.edit(dead, {"text": text}, who="alice")
+    await desk.edit(dead, {"text": text}, other_key=True, who="alice")
 
 
 async def test_new_listener_gets_what_was_published_and_no_corrections_for_others(

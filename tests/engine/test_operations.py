@@ -1,6 +1,7 @@
 """Operators see and change deliveries: only what they were shown, and never what is worked."""
 
 import datetime as dt
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -339,22 +340,43 @@ async def test_edited_event_takes_the_place_of_the_one_that_fails(desk: Desk) ->
         await desk.operations.edit(first.id, {"txt": "A"}, **WHO)
     assert await desk.states() == ["dead", "waiting"]
     # The key of the lane that these deliveries were put into.
-    made = await desk.operations.edit(first.id, {"text": "k"}, **WHO)
+    made = await desk.operations.edit(first.id, {"text": "k"}, other_key=True, **WHO)
     old, _, new = await desk.service.events()
     assert (old.payload, new.payload, new.id) == ({"text": "a"}, {"text": "k"}, made)
     assert (new.causation_id, new.headers["edited_from"]) == (old.id, str(old.id))
     assert new.correlation_id == old.correlation_id
     assert await desk.states() == ["dropped", "waiting", "pending"]
     with pytest.raises(Exception, match="is dropped; only one that is dead or pending"):
-        await desk.operations.edit(first.id, {"text": "k"}, **WHO)
+        await desk.operations.edit(first.id, {"text": "k"}, other_key=True, **WHO)
     assert await desk.audit() == [("alice", "edit", "a gateway was down", 1)]
+    [row] = await desk.operations.changes()
+    told = {"delivery": first.id, "listener": "notes.copy", "event": str(made), "key": "k"}
+    assert row["details"] == told
+    for event, corrected_by in ((old.id, [made]), (new.id, [None])):
+        shown = (await desk.operations.show(event))["deliveries"]
+        instead = [one["corrected_by"] for one in shown if one["listener"] == "notes.copy"]
+        assert instead == corrected_by
+
+
+async def test_edit_is_planned_and_refuses_another_key(desk: Desk) -> None:
+    await desk.write("a")
+    await desk.put(state="dead")
+    [delivery] = await desk.service.deliveries()
+    for attempt in (desk.operations.plan_edit, partial(desk.operations.edit, **WHO)):
+        with pytest.raises(Exception, match=r"about 'a', the payload about 'b'.*--other-key"):
+            await attempt(delivery.id, {"text": "b"})
+    assert await desk.states() == ["dead"]
+    planned = await desk.operations.plan_edit(delivery.id, {"text": "b"}, other_key=True)
+    assert (planned.old_key, planned.key) == ("a", "b")
+    assert planned.changes == {"text": ("a", "b")}
+    assert (await desk.operations.plan_edit(delivery.id, {"text": "a"})).changes == {}
 
 
 async def test_edited_event_is_delivered(desk: Desk) -> None:
     await desk.write("a")
     [delivery] = await desk.service.deliveries()
     await desk.put(state="dead")
-    await desk.operations.edit(delivery.id, {"text": "b"}, **WHO)
+    await desk.operations.edit(delivery.id, {"text": "b"}, other_key=True, **WHO)
     await desk.service.settled()
     assert await desk.states() == ["dropped", "done"]
 
@@ -415,7 +437,7 @@ async def corrected(shop: Shop, start: Start, url: str) -> Desk:
         await desk.service.runtime.relay.work_off()
         states = [(one.id, one.state) for one in await desk.service.deliveries()]
         (dead,) = [each for each, state in states if state == "dead"]
-        await desk.operations.edit(dead, {"text": text}, **WHO)
+        await desk.operations.edit(dead, {"text": text}, other_key=True, **WHO)
     await desk.service.settled()
     assert sorted(shop.seen) == ["better", "last", "other bad", "other last"]
     shop.seen.clear()

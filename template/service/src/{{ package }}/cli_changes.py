@@ -23,6 +23,7 @@ from .cli_output import (
     print_json,
     tell_changed,
     tell_counts,
+    tell_edit,
     tell_not_moved,
     text,
 )
@@ -50,6 +51,9 @@ Who = Annotated[
 Edit = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="A corrected payload, as JSON.")
 ]
+OtherKey = Annotated[
+    bool, typer.Option("--other-key", help="With --edit: it may be about something else.")
+]
 
 
 @changes.command()
@@ -57,6 +61,7 @@ def retry(
     ids: Ids = None,
     where: Where = "",
     edit: Edit = None,
+    other_key: OtherKey = False,
     yes: Yes = False,
     reason: Reason = "",
     who: Who = "",
@@ -70,9 +75,20 @@ def retry(
         raise OperationError("--edit is for one delivery, by its id.")
     [one] = ids
     payload = _payload(edit)
+    planned = run_operations(
+        lambda operations: operations.plan_edit(one, payload, other_key=other_key)
+    )
+    tell_edit(planned, as_json)
     ask(f"Drop delivery {one}, and deliver a new event with this payload instead?", yes)
-    made = run_operations(lambda operations: operations.edit(one, payload, who=who, reason=reason))
-    print_json({"event": made}) if as_json else typer.echo(f"Stored as event {made}.")
+    made = run_operations(
+        lambda operations: operations.edit(
+            one, payload, other_key=other_key, who=who, reason=reason
+        )
+    )
+    if as_json:
+        print_json({"event": made, "key": planned.key})
+    else:
+        typer.echo(f"Stored as event {made}, key {planned.key}.")
 
 
 @changes.command()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .bus.operating.changes import FITTING
+from .bus.operating.edits import Edit
 from .bus.operating.standing import Row
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -60,6 +61,16 @@ def tell_counts(counts: Iterable[Row], as_json: bool) -> None:
     """What is about to change; beside the answer if that is for a machine."""
     for one in counts:
         typer.echo("  ".join(map(text, one.values())), err=as_json)
+
+
+def tell_edit(planned: Edit, as_json: bool) -> None:
+    """What a corrected payload changes; beside the answer if that is for a machine."""
+    typer.echo(f"{planned.listener}  {planned.event}  key {planned.old_key}", err=as_json)
+    for field, values in planned.changes.items():
+        old, new = (json.dumps(one, ensure_ascii=False, default=str) for one in values)
+        typer.echo(f"  {field}: {old} → {new}", err=as_json)
+    if not planned.changes:
+        typer.echo("  The payload is as it was.", err=as_json)
 
 
 def tell_changed(action: str, changed: int, total: int, as_json: bool) -> None:

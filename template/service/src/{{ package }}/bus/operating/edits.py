@@ -3,6 +3,7 @@
 import datetime as dt
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -20,21 +21,58 @@ from ..payloads import from_payload, payload_of
 from ..texts import told
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a corrected payload makes of the event of a delivery.
+
+    changes has each field that is another, as it was stored and as it will be (None: it is not
+    there).
+    """
+
+    listener: str
+    event: str
+    old_key: str
+    key: str
+    changes: Mapping[str, tuple[Any, Any]]
+
+
+async def plan_edit(
+    connection: AsyncConnection,
+    catalog: Catalog,
+    delivery_id: int,
+    payload: Mapping[str, Any],
+    *,
+    other_key: bool,
+) -> Edit:
+    """What `edit` would do; changes nothing. Raises OperationError."""
+    old = await _failed(connection, delivery_id)
+    values = _corrected(catalog, old, payload, other_key=other_key)
+    before, after = old.payload, values["payload"]
+    changes = {
+        field: (before.get(field), after.get(field))
+        for field in dict.fromkeys((*before, *after))
+        if before.get(field) != after.get(field)
+    }
+    return Edit(old.listener, values["name"], old.key, values["key"], changes)
+
+
 async def edit(
     connection: AsyncConnection,
     catalog: Catalog,
     delivery_id: int,
     payload: Mapping[str, Any],
     now: dt.datetime,
-) -> UUID:
+    *,
+    other_key: bool,
+) -> tuple[UUID, Mapping[str, Any]]:
     """Store a new event with this payload, and a delivery of it for the same listener.
 
     The old event stays as it is, its delivery is dropped; where it was first in its lane, the new
-    one is first. Returns the id of the new event. Raises OperationError.
+    one is first. Returns the id of the new event, and what to audit. Raises OperationError.
     """
     delivery = tables.delivery
-    old = await _failed(connection, delivery_id)
-    values = _corrected(catalog, old, payload)
+    old = await _failed(connection, delivery_id, locked=True)
+    values = _corrected(catalog, old, payload, other_key=other_key)
     await lock_keys(connection, {old.key, values["key"]})
     dropped = await connection.execute(
         sa.update(delivery)
@@ -43,7 +81,7 @@ async def edit(
     )
     if dropped.rowcount == 0:
         raise OperationError(f"Delivery {delivery_id} is being worked by now: look again.")
-    position, event_id = await _store(connection, old, values, now)
+    position, event_id = await _store(connection, old, values, delivery_id, now)
     lane = values["key"] if old.lane is not None else None
     made = await connection.scalar(
         sa.insert(delivery)
@@ -67,27 +105,34 @@ async def edit(
     await connection.execute(first.values(state="pending"))
     if old.lane is not None:
         await promote(connection, {(old.subscription_id, old.lane)})
-    return event_id
+    details = {"delivery": delivery_id, "listener": old.listener, "event": str(event_id)}
+    return event_id, {**details, "key": values["key"]}
 
 
-async def _failed(connection: AsyncConnection, delivery_id: int) -> sa.Row[*tuple[Any, ...]]:
-    delivery, event = tables.delivery, tables.event
+async def _failed(
+    connection: AsyncConnection, delivery_id: int, *, locked: bool = False
+) -> sa.Row[*tuple[Any, ...]]:
+    delivery, event, subscription = tables.delivery, tables.event, tables.subscription
     query = (
         sa.select(
             delivery.c.subscription_id,
+            subscription.c.listener,
             delivery.c.run,
             delivery.c.lane,
             delivery.c.state,
             event.c.id,
             event.c.name,
             event.c.key,
+            event.c.payload,
             event.c.headers,
             event.c.correlation_id,
         )
         .join(event, event.c.position == delivery.c.event_position)
+        .join(subscription, subscription.c.id == delivery.c.subscription_id)
         .where(delivery.c.id == delivery_id)
-        .with_for_update(of=delivery)
     )
+    if locked:
+        query = query.with_for_update(of=delivery)
     # Beyond that are numbers that the database cannot even be asked for.
     found = (await connection.execute(query)).first() if delivery_id <= sys.maxsize else None
     if found is None:
@@ -101,7 +146,11 @@ async def _failed(connection: AsyncConnection, delivery_id: int) -> sa.Row[*tupl
 
 
 def _corrected(
-    catalog: Catalog, old: sa.Row[*tuple[Any, ...]], payload: Mapping[str, Any]
+    catalog: Catalog,
+    old: sa.Row[*tuple[Any, ...]],
+    payload: Mapping[str, Any],
+    *,
+    other_key: bool,
 ) -> dict[str, Any]:
     found = next((one for one in catalog.events.values() if old.name in one.names), None)
     if found is None:
@@ -113,10 +162,16 @@ def _corrected(
         raise OperationError(
             f"The payload does not fit version {version} of {found.name}: {told(error)}"
         ) from error
+    key = key_of(event)
+    if key != old.key and not other_key:
+        raise OperationError(
+            f"The event is about {old.key!r}, the payload about {key!r}: what is about {old.key!r}"
+            " would go on without it. Is that meant? Then add --other-key."
+        )
     return {
         "name": found.name,
         "version": found.cls.event_version,
-        "key": key_of(event),
+        "key": key,
         "payload": payload_of(event),
     }
 
@@ -125,6 +180,7 @@ async def _store(
     connection: AsyncConnection,
     old: sa.Row[*tuple[Any, ...]],
     values: Mapping[str, Any],
+    delivery_id: int,
     now: dt.datetime,
 ) -> tuple[int, UUID]:
     event = tables.event
@@ -132,10 +188,15 @@ async def _store(
     if connection.dialect.name == "postgresql":
         transaction = tables.current_transaction()
     event_id = uuid7()
+    edited = {
+        "edited_from": str(old.id),
+        "edited_for": old.subscription_id,
+        "edited_delivery": delivery_id,
+    }
     insert = sa.insert(event).values(
         id=event_id,
         **values,
-        headers={**old.headers, "edited_from": str(old.id), "edited_for": old.subscription_id},
+        headers={**old.headers, **edited},
         correlation_id=old.correlation_id,
         causation_id=old.id,
         tx=transaction,

@@ -1,6 +1,6 @@
 """Looks at events and their deliveries, for people who operate the service."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -42,6 +42,7 @@ class Inspection(Standing):
     async def show(self, which: int | UUID) -> Row:
         """An event with its deliveries, each with every attempt that failed.
 
+        corrected_by is the event that was delivered instead, if a delivery was corrected by hand.
         which is the id of an event, or of one delivery, which is then the only one. Raises
         OperationError if there is none.
         """
@@ -65,7 +66,9 @@ class Inspection(Standing):
                 attempt.c.delivery_id.in_([one["id"] for one in deliveries])
             )
             attempts = rows_of(await connection.execute(failed.order_by(attempt.c.id)))
+            corrected = await _corrected(connection, events[0])
         for one in deliveries:
+            one["corrected_by"] = corrected.get(one["id"])
             one["failures"] = one.pop("attempts")
             one["failed_attempts"] = [row for row in attempts if row["delivery_id"] == one["id"]]
         return {"event": events[0], "deliveries": deliveries}
@@ -143,6 +146,21 @@ _TO_SUBSCRIPTION = (
     tables.subscription,
     tables.subscription.c.id == tables.delivery.c.subscription_id,
 )
+
+
+async def _corrected(connection: AsyncConnection, corrected: Row) -> Mapping[int, UUID]:
+    """The events that stand in the place of this one, by the delivery that was dropped for each."""
+    event = tables.event
+    instead_of = event.c.headers["edited_delivery"].as_integer()
+    found = await connection.execute(
+        sa.select(instead_of.label("delivery"), event.c.id).where(
+            # That has an index, what caused an event has none.
+            event.c.correlation_id == corrected["correlation_id"],
+            event.c.causation_id == corrected["id"],
+            instead_of.is_not(None),
+        )
+    )
+    return {row.delivery: row.id for row in found}
 
 
 def _deliveries(

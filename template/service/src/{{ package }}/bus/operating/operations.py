@@ -28,7 +28,7 @@ from .changes import (
     retrying,
 )
 from .checks import Finding, check
-from .edits import edit
+from .edits import Edit, edit, plan_edit
 from .filters import parse, quoted
 from .inspection import Inspection
 from .replays import Replay, plan, play
@@ -119,18 +119,35 @@ class Operations(Inspection):
             self._database, chosen, change, now=self._now, who=who, reason=reason, to=to
         )
 
+    async def plan_edit(
+        self, delivery_id: int, payload: Mapping[str, Any], *, other_key: bool = False
+    ) -> Edit:
+        """What `edit` would change. Raises OperationError as that does."""
+        async with self._database.reader.connect() as connection:
+            return await plan_edit(
+                connection, self._catalog, delivery_id, payload, other_key=other_key
+            )
+
     async def edit(
-        self, delivery_id: int, payload: Mapping[str, Any], *, who: str, reason: str = ""
+        self,
+        delivery_id: int,
+        payload: Mapping[str, Any],
+        *,
+        other_key: bool = False,
+        who: str,
+        reason: str = "",
     ) -> UUID:
         """Deliver a corrected event in the place of one that fails; returns the new event's id.
 
         The event itself stays as it was: the new one names it as its cause, goes to this listener
         only, and the old delivery is dropped. Raises OperationError if the payload does not fit the
-        event's class, or the delivery is neither dead nor pending.
+        event's class, if it has another key and that is not allowed by other_key, or if the
+        delivery is neither dead nor pending.
         """
         async with waking(self._database) as connection:
-            made = await edit(connection, self._catalog, delivery_id, payload, self._now())
-            details = {"delivery": delivery_id, "event": str(made)}
+            made, details = await edit(
+                connection, self._catalog, delivery_id, payload, self._now(), other_key=other_key
+            )
             where = f"delivery={delivery_id}"
             audit = Audit("edit", where, who=who, reason=reason, details=details)
             await audit.add(connection, 1, self._now())
