@@ -556,6 +556,24 @@ async def test_listener_that_is_gone_is_retired(shop: Shop, start: Start, url: s
         await desk.operations.resume("notes.copy", **WHO)
 
 
+@pytest.mark.parametrize("slices", [None, ("notes",), ("other",)])
+async def test_start_warns_of_a_listener_that_is_gone(
+    shop: Shop, start: Start, url: str, logged: list[Any], slices: Any
+) -> None:
+    shop.slice("other")
+    desk = await without_copy(shop, start, url, "pending")
+
+    async def warned() -> list[str]:
+        logged.clear()
+        await start(url, slices=slices)
+        return [one["listener"] for one in logged if "no such listener" in one["event"]]
+
+    # Of another process's slices that one tells.
+    assert await warned() == ([] if slices == ("other",) else ["notes.copy"])
+    await desk.operations.retire("notes.copy", **WHO)
+    assert await warned() == []
+
+
 @pytest.mark.parametrize("options", ["", '(start="beginning")'])
 async def test_retired_listener_that_is_back_is_taken_up_again(
     shop: Shop, start: Start, url: str, options: str, logged: list[Any]

@@ -217,7 +217,7 @@ def move(
     tell_changed("move", moved, len(left.ids), as_json)
     if moved < len(left.ids) and not as_json:
         states = run_operations(lambda operations: operations.not_moved(left, to))
-        tell_not_moved(states, to)
+        tell_not_moved(states, listener, to)
 
 
 def _change(

@@ -27,6 +27,7 @@ from .outbox import Outbox
 from .relay import Relay, RelayOptions
 from .routing import Routes, fill, listener_of
 from .services import Services
+from .strangers import warn_of_strangers
 from .subscriptions import subscribe, wanted_by
 from .unit import Resources, run_unit
 from .upcasting import readers
@@ -76,6 +77,13 @@ class Runtime:
     def slices(self) -> list[Slice]:
         """The slices that run here."""
         return self.wiring.catalog.slices
+
+    @property
+    def _chosen(self) -> Collection[str] | None:
+        """The names of the slices that run here; None if all do, those that are gone as well."""
+        if len(self.slices) == len(self.catalog.slices):
+            return None
+        return {one.name for one in self.slices}
 
     @property
     def routers(self) -> list[Any]:
@@ -132,6 +140,7 @@ class Runtime:
         wanted = wanted_by(self.catalog)
         try:
             subscriptions = await subscribe(database, wanted)
+            await warn_of_strangers(database, wanted, self._chosen)
         except UNREACHABLE as error:
             raise UnreachableError(database.unreachable(error)) from error
         self.relay.use(wanted, subscriptions)
