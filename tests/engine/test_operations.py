@@ -217,8 +217,34 @@ async def test_lag_names_who_is_behind_and_whom_nobody_runs(desk: Desk) -> None:
     for seen in (now, now - hour):
         row = {"id": uuid4(), "listeners": ["notes.copy"], "seen_at": seen, **worker}
         await desk.service.write(sa.insert(desk.tables.worker).values(**row))
-    assert [one["alive"] for one in await desk.operations.workers()] == [True, False]
+    workers = await desk.operations.workers()
+    assert [one["alive"] for one in workers] == [True, False]
+    assert workers[0]["slices_with_listeners"] == ["notes"]
     assert await desk.operations.unattended() == []
+
+
+async def test_lag_tells_what_waits_behind_a_dead_letter(desk: Desk) -> None:
+    await desk.write("a", "b", "c", "d", "e")
+    await desk.order()
+    states = ["dead", "waiting", "waiting", "working", "waiting"]
+    await desk.put(state=states, lane=["k", "k", "k", "other", "other"])
+    now = dt.datetime.now(dt.UTC)
+    first = (await desk.service.events())[0].id
+    event = desk.tables.event
+    minute = {event.c.recorded_at: now - dt.timedelta(minutes=1)}
+    await desk.service.write(sa.update(event).where(event.c.id != first).values(minute))
+    [row] = await desk.operations.lag()
+    assert (row["pending"], row["waiting"], row["dead"], row["held"]) == (0, 3, 1, 2)
+    assert 60 <= row["oldest_seconds"] < 120
+    assert (await desk.operations.health())["held"] == 2
+
+
+async def test_lag_tells_what_is_being_filled(desk: Desk) -> None:
+    assert [one["filling"] for one in await desk.operations.lag()] == [False]
+    await desk.service.write("UPDATE bus_subscription SET backfilled_to = 0")
+    assert [one["filling"] for one in await desk.operations.lag()] == [True]
+    await desk.service.write(sa.update(desk.tables.subscription).values(retired_at=sa.func.now()))
+    assert [one["filling"] for one in await desk.operations.lag()] == [False]
 
 
 async def test_retry_runs_what_was_shown_and_nothing_else(desk: Desk) -> None:
@@ -290,9 +316,10 @@ async def test_looking_uses_the_indexes_of_what_is_unfinished(
     for statement in counting:
         plan = await desk.service.rows(f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
         used.append(" ".join(one.detail for one in plan))
-    indexes = ("dead", "claim", "order", "lease", "dead")
+    indexes = ("dead", "claim", "order", "lease", "dead", "dead")
     for detail, index in zip(used, indexes, strict=True):
         assert f"ix_bus_delivery_{index}" in detail
+    assert "waiting USING INDEX ix_bus_delivery_order" in used[-1]
 
 
 async def test_failed_change_leaves_no_audit_row(desk: Desk, monkeypatch: Any) -> None:

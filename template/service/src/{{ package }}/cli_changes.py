@@ -168,8 +168,9 @@ def resume(
         typer.echo("Resumed.")
     else:
         typer.echo(
-            f"Resumed. It was retired since {text(since)}: it gets what was published meanwhile if"
-            ' it has start="beginning"; any other one can be run over that by `events replay`.'
+            f"Resumed. It was retired since {text(since)}: it gets what was published meanwhile,"
+            ' within half a minute, by a running process, if it has start="beginning"; any other'
+            " one can be run over that by `events replay`."
         )
 
 

@@ -85,7 +85,7 @@ def dead(as_json: AsJson = False) -> None:
 
 @events.command()
 def lag(as_json: AsJson = False) -> None:
-    """What waits for each listener, for how long, and why if it is paused or nothing runs it.
+    """What waits for each listener, for how long, and why: a pause, a dead letter, no process.
 
     In JSON, attended says whether a process that was seen within 30 seconds runs the listener.
     """
@@ -100,7 +100,7 @@ def lag(as_json: AsJson = False) -> None:
 def workers(as_json: AsJson = False) -> None:
     """Processes that deliver, or did; and the slices whose listeners they run."""
     rows, unattended = run_operations(_workers)
-    tell(rows, ("alive", "host", "pid", "version", "slices", "seen_at"), as_json)
+    tell(rows, ("alive", "host", "pid", "version", "slices_with_listeners", "seen_at"), as_json)
     warn_unattended(unattended)
 
 
@@ -190,8 +190,13 @@ def _note(lag: Row) -> str:
     if lag["retired_at"]:
         return f"retired {text(lag['retired_at'])}"
     paused = f"paused until {text(lag['paused_until'])}: {lag['paused_reason']}"
-    found = [paused] if lag["paused_until"] else []
-    return "; ".join([*found, *([] if lag["attended"] else ["no process runs it"])])
+    reasons = {
+        paused: lag["paused_until"],
+        "being filled": lag["filling"],
+        f"{lag['held']} wait behind a dead letter": lag["held"],
+        "no process runs it": not lag["attended"],
+    }
+    return "; ".join(reason for reason, holds in reasons.items() if holds)
 
 
 def _listener_of(details: Row) -> str:

@@ -59,27 +59,32 @@ class Standing:
     async def lag(self) -> list[Row]:
         """What each listener has before it, and since when: one row per subscription.
 
-        oldest_seconds is the age of the event that has waited longest among pending deliveries
-        (None: nothing is pending); attended says whether a live process runs the listener.
+        held counts those of waiting that a dead letter holds up; oldest_seconds is the age of the
+        event that has waited longest (None: nothing is pending or waiting); filling says whether
+        it still gets what was published before; attended whether a live process runs the listener.
         """
         async with self._database.reader.connect() as connection:
             subscribed = await self._subscriptions(connection)
             counts = {state: await _counts(connection, state) for state in _UNFINISHED}
-            since = await recorded(connection, [first for _, first in counts["pending"].values()])
+            held = await _held(connection)
+            firsts = [*counts["pending"].values(), *counts["waiting"].values()]
+            since = await recorded(connection, [first for _, first in firsts])
             live = await self._workers(connection)
         running = {name for worker in live if worker["alive"] for name in worker["listeners"]}
         rows = []
         for one in subscribed:
-            _, first = counts["pending"].get(one.id, (0, None))
-            oldest = None if first is None else since.get(first)
+            found = [counts[state].get(one.id, (0, 0)) for state in ("pending", "waiting")]
+            oldest = min((since[first] for _, first in found if first in since), default=None)
             rows.append(
                 {
                     "listener": one.listener,
                     **{state: counts[state].get(one.id, (0, 0))[0] for state in _UNFINISHED},
+                    "held": held.get(one.id, 0),
                     "oldest_seconds": oldest and (self._now() - oldest).total_seconds(),
                     "paused_until": self._pause(one),
                     "paused_reason": one.paused_reason if self._pause(one) else None,
                     "retired_at": one.retired_at,
+                    "filling": one.backfilled_to is not None and one.retired_at is None,
                     "attended": not running.isdisjoint(one.names),
                 }
             )
@@ -96,10 +101,14 @@ class Standing:
         return [one["listener"] for one in lag if not one["attended"] and not one["retired_at"]]
 
     async def health(self) -> Row:
-        """pending, scheduled and dead: how many; oldest_pending_seconds: since when, or None."""
+        """pending, scheduled and dead: how many; oldest_pending_seconds: since when, or None.
+
+        held: how many wait behind a dead letter.
+        """
         async with self._database.reader.connect() as connection:
             pending = await _counts(connection, "pending")
             dead = await _counts(connection, "dead")
+            held = await _held(connection)
             since = await recorded(connection, [first for _, first in pending.values()])
             oldest = min(since.values(), default=None)
             scheduled = await connection.scalar(
@@ -110,6 +119,7 @@ class Standing:
             "oldest_pending_seconds": oldest and (self._now() - oldest).total_seconds(),
             "scheduled": scheduled or 0,
             "dead": sum(count for count, _ in dead.values()),
+            "held": sum(held.values()),
         }
 
     async def _subscription(self, connection: AsyncConnection, listener: str) -> Subscribed:
@@ -149,7 +159,11 @@ class Standing:
     async def _workers(self, connection: AsyncConnection) -> list[Row]:
         query = sa.select(tables.worker).order_by(tables.worker.c.seen_at.desc())
         rows = rows_of(await connection.execute(query))
-        return [{**row, "alive": row["seen_at"] > self._now() - ALIVE} for row in rows]
+        for row in rows:
+            # A slice without listeners has nothing to deliver, and is not written down.
+            row["slices_with_listeners"] = row.pop("slices")
+            row["alive"] = row["seen_at"] > self._now() - ALIVE
+        return rows
 
     def _pause(self, one: Subscribed) -> dt.datetime | None:
         is_paused = one.paused_until is not None and one.paused_until > self._now()
@@ -167,6 +181,27 @@ async def _counts(connection: AsyncConnection, state: str) -> Mapping[int, tuple
         conditions.append(tables.is_unfinished(delivery))
     found = await connection.execute(query.where(*conditions).group_by(delivery.c.subscription_id))
     return {subscription: (count, first) for subscription, count, first in found}
+
+
+async def _held(connection: AsyncConnection) -> Mapping[int, int]:
+    """How many deliveries of each subscription wait in a lane that has a dead letter."""
+    delivery, waiting = tables.delivery, tables.delivery.alias("waiting")
+    dead = (
+        sa.select(delivery.c.subscription_id, delivery.c.lane)
+        .where(tables.is_in("dead"), delivery.c.lane.is_not(None))
+        .distinct()
+        .subquery()
+    )
+    in_lane = sa.and_(
+        waiting.c.subscription_id == dead.c.subscription_id, waiting.c.lane == dead.c.lane
+    )
+    found = await connection.execute(
+        sa.select(waiting.c.subscription_id, sa.func.count().label("held"))
+        .join_from(dead, waiting, in_lane)
+        .where(tables.is_in("waiting", of=waiting), tables.is_unfinished(waiting))
+        .group_by(waiting.c.subscription_id)
+    )
+    return {row.subscription_id: row.held for row in found}
 
 
 async def recorded(
