@@ -248,6 +248,12 @@ LISTENS = """
 """
 
 
+def test_slices_that_are_here_are_sorted_by_what_is_shown(shop: Shop) -> None:
+    shop.slice("orders", born="a_first", listeners=LISTENS)
+    shop.slice("bills", born="z_last")
+    assert "(the slices here: bills, orders)" in shop.refusal()
+
+
 def test_slice_that_is_listened_to_and_not_there(shop: Shop) -> None:
     shop.slice("orders", listeners=LISTENS)
     error = shop.refusal()

@@ -27,7 +27,7 @@ from .base import auth, logs, migrate, problems
 from .base.dotenv import DotenvError, check_dotenv
 from .bus import WiringError
 from .bus.contracts import ContractError
-from .bus.describe import describe_message, describe_service
+from .bus.describe import describe_named, describe_service
 from .bus.engines import Database
 from .bus.errors import OperationError, UnreachableError
 from .bus.runtime import Runtime, build, choose
@@ -144,16 +144,16 @@ def db(context: typer.Context) -> None:
 @cli.command()
 def describe(
     name: Annotated[
-        str | None, typer.Argument(help="A command, query or event, or a function that takes one.")
+        str | None, typer.Argument(help="A slice, a message, or a function that takes one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Show slices and messages; or where one message goes, or what one function does with it."""
+    """Show slices and messages; or one slice, where one message goes, what one function does."""
     settings = Settings()
     runtime = build(PACKAGE, database=Database(settings.database_url))
     # All slices are shown, whichever of them run here; but those that are to run have to be there.
     choose(runtime.slices, settings.slices)
-    found = describe_message(runtime, name) if name else describe_service(runtime)
+    found = describe_named(runtime, name) if name else describe_service(runtime)
     typer.echo(json.dumps(found.data, indent=2) if as_json else found.text)
 
 

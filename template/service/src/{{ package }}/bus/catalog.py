@@ -192,7 +192,7 @@ def _explain(error: ImportError, importer: Slice, known: list[Slice]) -> str | N
     if not module.startswith(f"{parent}.") or folder == importer.path.name:
         return None
     at = last_line(error, importer.path) or importer.package
-    here = [one.path.name for one in known]
+    here = sorted(one.path.name for one in known)
     if folder not in here:
         if renamed := next((one.path.name for one in known if one.name == folder), None):
             return (

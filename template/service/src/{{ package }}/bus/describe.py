@@ -43,16 +43,20 @@ def describe_service(runtime: Runtime) -> Description:
     return Description({"slices": slices}, _table(rows) or "No slices yet.")
 
 
-def describe_message(runtime: Runtime, name: str) -> Description:
-    """Where a message goes and what may follow, as a tree; or the same of one function only.
+def describe_named(runtime: Runtime, name: str) -> Description:
+    """Where a message goes and what may follow, as a tree; the same of one function; or a slice.
 
-    name is a class's, such as 'PaymentCreated', or a handler's, listener's or guard's, such as
-    'start_order'; either may have its slice before it, as stored events have:
+    A slice has its messages, and its listeners with what they hear. name is a slice's, a class's,
+    such as 'PaymentCreated', or a handler's, listener's or guard's, such as 'start_order'; but for
+    the slice's it may have its slice before it, as stored events have:
     'payments.PaymentCreated'. A message that a function makes stands at the line that makes it; a
     message that was told before is not told again. An event has what makes it before that. Raises
     WiringError if nothing, or more than one, has this name.
     """
     found, tracer = _find(runtime, name), _Tracer(runtime)
+    if isinstance(found, Slice):
+        one = {**_slice(runtime, found), "listeners": _listeners(runtime, found)}
+        return Description(one, _table([*_slice_rows(one), *_listener_rows(one)]))
     if isinstance(found, _Function):
         tree = tracer.alone(found)
     else:
@@ -72,6 +76,17 @@ def _slice(runtime: Runtime, one: Slice) -> Node:
         "queries": [_command(runtime, cls) for cls in commands if issubclass(cls, Query)],
         "events": [_event(runtime, cls) for cls in events],
     }
+
+
+def _listeners(runtime: Runtime, one: Slice) -> list[Node]:
+    return [
+        {
+            **_function(found.kind, found.wired),
+            "takes": [_message(runtime, cls) for cls in found.takes],
+        }
+        for found in _functions(runtime)
+        if "listener" in found.kind and found.wired.marked.slice == one
+    ]
 
 
 def _command(runtime: Runtime, cls: type[Command[Any]]) -> Node:
@@ -141,7 +156,10 @@ def _functions(runtime: Runtime) -> Iterable[_Function]:
     return found.values()
 
 
-def _find(runtime: Runtime, name: str) -> MessageType | _Function:
+def _find(runtime: Runtime, name: str) -> Slice | MessageType | _Function:
+    # A function of the same name can be told by its slice, a slice by nothing else.
+    if slices := [one for one in runtime.slices if one.name == name]:
+        return slices[0]
     called = [
         *((cls, _names(runtime, cls), where(cls)) for cls in _messages(runtime)),
         *((one, _names_of(one), one.wired.marked.where) for one in _functions(runtime)),
@@ -150,10 +168,12 @@ def _find(runtime: Runtime, name: str) -> MessageType | _Function:
         case [(found, _, _)]:
             return found
         case []:
-            close = get_close_matches(name, {one for _, names, _ in called for one in names})
+            known = {one for _, names, _ in called for one in names}
+            close = get_close_matches(name, known | {one.name for one in runtime.slices})
             hint = f"Did you mean {', '.join(close)}?" if close else "`describe` alone lists all."
             raise WiringError(
-                f"No command, query, event, handler, listener or guard is called {name!r}. {hint}"
+                f"No slice, command, query, event, handler, listener or guard is called {name!r}."
+                f" {hint}"
             )
         case several:
             choice = ", ".join(f"{names[0]} ({relative(at)})" for _, names, at in several)
@@ -209,6 +229,12 @@ def _slice_rows(one: Node) -> Iterator[tuple[str, str]]:
     for event in one["events"]:
         yield f"  event {event['name']}", event["at"]
         yield from ((f"    {one['kind']} {one['name']}", one["at"]) for one in event["listeners"])
+
+
+def _listener_rows(one: Node) -> Iterator[tuple[str, str]]:
+    for listener in one["listeners"]:
+        heard = ", ".join(event["name"] for event in listener["takes"])
+        yield f"  {listener['kind']} {listener['name']}: {heard}", listener["at"]
 
 
 def _tree_rows(node: Node, depth: int = 0) -> Iterator[tuple[str, str]]:
