@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from .cli_output import (
     ask,
     counted,
     print_json,
+    progress,
     tell_changed,
     tell_counts,
     tell_edit,
@@ -43,6 +43,9 @@ def _or_user(who: str) -> str:
 
 
 Ids = Annotated[list[int] | None, typer.Argument(help="Deliveries by their ids.")]
+WhereReplayed = Annotated[
+    str, typer.Option(help="Which: 'event=a.B key=… since=7d', or by correlation, id, until.")
+]
 Reason = Annotated[str, typer.Option(help="Why; kept in bus_audit.")]
 Who = Annotated[
     str,
@@ -107,7 +110,7 @@ def drop(
 @changes.command()
 def replay(
     listener: Listener,
-    where: Where = "",
+    where: WhereReplayed = "",
     yes: Yes = False,
     reason: Reason = "",
     who: Who = "",
@@ -121,11 +124,9 @@ def replay(
         again = "What it did for them it does again, unless it finds that it is done already."
         typer.echo(again, err=as_json)
         ask(f"Run {listener} again over {counted(total, 'event')}?", yes)
-    with typer.progressbar(length=total, label="Replay", file=sys.stderr) as bar:
+    with progress("Replay", total) as step:
         made = run_operations(
-            lambda operations: operations.replay(
-                planned, who=who, reason=reason, progress=bar.update
-            )
+            lambda operations: operations.replay(planned, who=who, reason=reason, progress=step)
         )
     tell_changed("replay", made, total, as_json)
 

@@ -2,7 +2,9 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -19,6 +21,16 @@ def ask(question: str, yes: bool) -> None:
     """Let the user confirm. Ends the command if they do not."""
     if not yes:
         typer.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar; gives what it is told of each step. Without a terminal there is none."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with typer.progressbar(length=total, label=label, file=sys.stderr) as bar:
+        yield bar.update
 
 
 def tell(

@@ -1,7 +1,6 @@
 """The commands of `projections`: look at read models, and make one anew."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ from .base import logs
 from .bus.operating.projections import Projections
 from .cli_changes import Reason, Who
 from .cli_events import Listener, reaching
-from .cli_output import AsJson, Yes, ask, counted, print_json, tell
+from .cli_output import AsJson, Yes, ask, counted, print_json, progress, tell
 from .settings import Settings
 
 projections = typer.Typer(no_args_is_help=True, help="Look at read models, and make one anew.")
@@ -39,10 +38,8 @@ def rebuild(
     planned = _run(lambda found: found.plan(listener))
     events, tables = counted(planned.events, "event"), [one.name for one in planned.model.tables]
     ask(f"Make {', '.join(tables)} anew of {events}?", yes)
-    with typer.progressbar(length=planned.events, label="Rebuild", file=sys.stderr) as bar:
-        rows = _run(
-            lambda found: found.rebuild(planned, who=who, reason=reason, progress=bar.update)
-        )
+    with progress("Rebuild", planned.events) as step:
+        rows = _run(lambda found: found.rebuild(planned, who=who, reason=reason, progress=step))
     if as_json:
         print_json({"listener": planned.model.listener, "tables": tables, "rows": rows})
     else:
