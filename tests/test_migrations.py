@@ -322,6 +322,27 @@ def test_one_slice_alone(shop: Shop) -> None:
     assert shop.compare() == "behind ['bus_0002', 'orders_0001'] newer []"
 
 
+@on_sqlite
+def test_name_alone_means_all_of_the_slice(shop: Shop) -> None:
+    """Alembic would take it for the first revision of the branch."""
+    shop.write_revision("payments", "pass")
+    shop.db("upgrade payments")
+    assert shop.heads == {"payments_0002"}
+    shop.db("stamp --purge payments orders")
+    assert shop.heads == {"orders_0001", "payments_0002"}
+
+
+@on_sqlite
+def test_name_alone_does_not_say_how_far_down(shop: Shop) -> None:
+    shop.write_revision("payments", "pass")
+    shop.db("upgrade")
+    (shop.slices / "payments").rename(shop.slices / "billing")
+    for name in ("payments", "billing"):
+        refused = shop.db_fails(f"downgrade {name}")
+        assert f"Say {name}@-1 (one revision back) or {name}@base (all of {name})" in refused
+    assert shop.heads == {"bus_0002", "orders_0001", "payments_0002"}
+
+
 def test_down_to_nothing_and_up_again(shop: Shop) -> None:
     shop.db("upgrade")
     shop.db("downgrade base")

@@ -100,12 +100,16 @@ class Branches:
 
     def named(self, name: str) -> str:
         """The birth name of a slice, given that or its folder's. Raises CommandError."""
+        if found := self.find(name):
+            return found
+        raise CommandError(f"no slice {name!r} here; there are: {', '.join(sorted(self.folders))}")
+
+    def find(self, name: str) -> str | None:
+        """The same, or None if no slice is called so."""
         if name in self.folders:
             return name
-        for one in self.slices:
-            if one.path.name == name and one.name in self.folders:
-                return one.name
-        raise CommandError(f"no slice {name!r} here; there are: {', '.join(sorted(self.folders))}")
+        found = (one.name for one in self.slices if one.path.name == name)
+        return next((one for one in found if one in self.folders), None)
 
     def has_revisions(self, name: str) -> bool:
         """Whether the slice's branch has begun."""

@@ -125,10 +125,10 @@ def _tells_something(line: logging.LogRecord) -> bool:
 
 def _fill_in(options: Namespace, branches: Branches) -> None:
     revision = getattr(options, "revision", None)
-    if isinstance(revision, str) and "@" in revision:
-        # Of another name Alembic would say only that there is no such branch.
-        name, _, which = revision.partition("@")
-        options.revision = f"{branches.named(name)}@{which}"
+    if isinstance(revision, str):
+        options.revision = _target(revision, branches, down=options.cmd[0] is command.downgrade)
+    elif options.cmd[0] is command.stamp:
+        options.revisions = [_target(one, branches) for one in options.revisions]
     if options.cmd[0] is command.revision:
         _fill_in_revision(options, branches)
     elif options.cmd[0] is command.merge:
@@ -137,6 +137,25 @@ def _fill_in(options: Namespace, branches: Branches) -> None:
         if len(names) != 1:
             raise CommandError(f"expected revisions of one slice, got {', '.join(sorted(names))}")
         options.rev_id = branches.next_revision(names.pop())
+
+
+def _target(text: str, branches: Branches, *, down: bool = False) -> str:
+    """Where to go to, with the slice's name at birth; a name alone means all of the slice.
+
+    Alembic takes a name alone for the first revision of the branch. Raises CommandError.
+    """
+    name, at, which = text.partition("@")
+    if at:
+        # Of another name Alembic would say only that there is no such branch.
+        return f"{branches.named(name)}@{which}"
+    slice_ = branches.find(name)
+    if slice_ is None:
+        return text
+    if down:
+        raise CommandError(
+            f"how far down? Say {name}@-1 (one revision back) or {name}@base (all of {name})"
+        )
+    return f"{slice_}@head"
 
 
 def _fill_in_revision(options: Namespace, branches: Branches) -> None:
