@@ -180,6 +180,13 @@ def _find(runtime: Runtime, name: str) -> Slice | MessageType | _Function:
             raise WiringError(f"{name!r} is the name of several: {choice}. Say which one.")
 
 
+def _guards_around(runtime: Runtime, function: _Function) -> list[Wired]:
+    if function.kind != "handler":
+        return []
+    goes_to = [one for cls in function.takes for one in _goes_to(runtime, cls)]
+    return list({id(wired): wired for kind, wired in goes_to if kind == "guard"}.values())
+
+
 def _names_of(function: _Function) -> list[str]:
     names = function.wired.marked.names
     return [*names, *(name.partition(".")[2] for name in names)]
@@ -202,11 +209,14 @@ class _Tracer:
         return {**node, "then": then}
 
     def alone(self, function: _Function) -> Node:
-        """One function of those that its messages run."""
+        """One function of those that its messages run; a handler, with the guards around it."""
         self._told.update(function.takes)
         takes = [_message(self._runtime, cls) for cls in function.takes]
-        tree = self._function(function.kind, function.wired, tuple(function.takes))
-        return {**tree, "takes": takes}
+        path = tuple(function.takes)
+        around = _guards_around(self._runtime, function)
+        guards = [self._function("guard", one, path) for one in around]
+        tree = self._function(function.kind, function.wired, path)
+        return {**tree, "takes": takes, "guards": guards}
 
     def _function(self, kind: str, wired: Wired, path: tuple[MessageType, ...]) -> Node:
         made = made_by(wired.marked.function)
@@ -241,6 +251,8 @@ def _tree_rows(node: Node, depth: int = 0) -> Iterator[tuple[str, str]]:
     for one in node.get("takes", ()):
         yield from _tree_rows(one, depth)
     depth += "takes" in node
+    for one in node.get("guards", ()):
+        yield from _tree_rows(one, depth)
     cut = f" ({node['cut']})" if "cut" in node else ""
     yield f"{'  ' * depth}{node['kind']} {node['name']}{cut}", node.get("made_at") or node["at"]
     for one in node.get("made_by", ()):
