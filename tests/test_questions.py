@@ -479,10 +479,17 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("further", "told"),
         [
-            ("invoices.InvoiceCreated:bill", "3. give InvoiceCreated the field order_id"),
+            ("invoices.InvoiceCreated:bill", "3. give InvoiceCreated in {} the field order_id"),
             ("invoices.InvoiceCreated:bill", "\n  create_invoice in invoices/handlers.py\n"),
-            ("invoices.InvoicePaid:bill", "3. give InvoicePaid the field order_id"),
-            ("invoices.OrderBilled:bill", "3. uv run shop db upgrade"),
+            (
+                "invoices.InvoicePaid:bill",
+                "3. write InvoicePaid in {}, with invoice_id and order_id",
+            ),
+            (
+                "invoices.OrderBilled:bill",
+                "3. write OrderBilled in {}, with order_id, and publish it",
+            ),
+            ("", "2. uv run shop db upgrade"),
         ],
     )
     def test_further_events_of_a_process_bring_its_id(
@@ -499,7 +506,7 @@ class TestCommandLine:
             *("-d", "style=process", "-d", f"listens_to=orders.OrderCreated:start {further}"),
         )
         assert done.returncode == 0, done.stderr
-        assert told in done.stderr
+        assert told.format("src/shop/slices/invoices/contracts.py") in done.stderr
 
     @pytest.mark.parametrize("relative", [True, False])
     def test_a_relative_path_of_the_template_is_warned_of(
