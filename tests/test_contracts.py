@@ -129,7 +129,7 @@ def test_what_is_accepted_is_kept(shop: Path) -> None:
     assert contracts(shop, "check", "--strict") == "Events promise what was accepted.\n"
 
     change(shop, "    payment_id: UUID\n", "    payment_id: str\n")
-    reader = "    orders.start_order reads payment_id  src/shop/slices/orders/listeners.py:12"
+    reader = "    orders.start_order reads payment_id  src/shop/slices/orders/listeners.py:14"
     told = contracts(shop, "check", code=1)
     assert f"payments.PaymentCreated: payment_id: UUID became str  {CONTRACTS}:8" in told
     assert reader in told
