@@ -305,7 +305,7 @@ def test_upgrade_alone_means_all_heads(shop: Shop) -> None:
 
     output = shop.db("upgrade")
 
-    assert re.search(r"Running upgrade\s+-> payments_0001, create", output)
+    assert re.search(r"Running upgrade\s+-> payments_0001, Create.", output)
     assert "after upgrade:" in output
     assert shop.heads == {"bus_0002", "orders_0001", "payments_0001"}
     assert shop.tables >= {"bus_event", "bus_delivery", "payments", "orders", "orders_lines"}
@@ -372,7 +372,7 @@ def test_migration_that_asserts_is_told_as_itself(shop: Shop) -> None:
 def test_commands_that_need_no_database(shop: Shop) -> None:
     shop.url = "postgresql://nobody@127.0.0.1:9/nowhere"
 
-    assert "<base> -> payments_0001 (payments) (head), create" in shop.db("history")
+    assert "<base> -> payments_0001 (payments) (head), Create." in shop.db("history")
     assert shop.db("heads").count("(head)") == 3
     assert "payments_0001" in shop.db("show payments@head")
 
@@ -463,7 +463,13 @@ def test_revisions_are_clean(shop: Shop) -> None:
     assert process.communicate(timeout=60)[0]
     assert process.returncode == 0
     folder = shop.slices / "payments" / "migrations"
-    assert len(list(folder.glob("*.py"))) == 3
+    create, change, long = sorted(folder.glob("*.py"))
+    assert [one.read_text().partition("\n")[0] for one in (create, change)] == [
+        '"""Create."""',
+        '"""Allow_none."""',
+    ]
+    assert 'with op.batch_alter_table("payments") as batch_op:' in change.read_text()
+    assert long.read_text().startswith('"""More than fits')
     for check in (["check", "--select=E,F,I,W,RUF", "--line-length=100"], ["format", "--check"]):
         ruff = [sys.executable, "-m", "ruff", *check, "--isolated", str(folder)]
         done = subprocess.run(ruff, capture_output=True, text=True, check=False)

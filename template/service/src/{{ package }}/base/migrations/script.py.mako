@@ -2,12 +2,14 @@
     import textwrap
 
     def body_of(code):
-        """The code, indented as a body, without the comments that Alembic writes around it."""
-        lines = f"    {code or ''}".splitlines()
+        """The code, indented as a body, without what Alembic writes for nobody."""
+        lines = f"    {code or ''}".replace(", schema=None) as batch_op:", ") as batch_op:").splitlines()
         return "\n".join(line for line in lines if "# ###" not in line).rstrip() or "    pass"
 
     up, down = body_of(upgrades), body_of(downgrades)
-    title = textwrap.fill(message.replace("\\", "/").replace('"', "'"), 90)
+    sentence = message.strip().replace("\\", "/").replace('"', "'")
+    sentence = sentence[:1].upper() + sentence[1:] + ("" if sentence.endswith((".", "!", "?")) else ".")
+    title = textwrap.fill(sentence, 90)
 %>"""${title}"""
 % if "op." in up + down:
 
