@@ -382,6 +382,16 @@ def test_broken_slice_is_told_in_one_line(small: Path, command: list[str], broke
     assert not (small / "shop.db").exists()
 
 
+def test_broken_slice_is_told_once_in_tests(small: Path) -> None:
+    """Those that do without the service run all the same."""
+    handlers = small / "src/shop/slices/notes/handlers.py"
+    handlers.write_text("def x(:")
+    printed = run(small, "pytest", "-q", "-p", "no:cacheprovider", fails=True)
+    assert printed.count(f"ERROR: {handlers}:1: SyntaxError") == 1
+    assert "failed" not in printed
+    run(small, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_describe.py", "-k", "round")
+
+
 def test_describe_wants_the_slices_that_are_to_run(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,8 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from .app import PACKAGE, create_app
 from .base import auth, migrate
 from .base.database import Base
-from .bus import Bus, Command, Context, Event, User, tables
+from .bus import Bus, Command, Context, Event, User, WiringError, tables
 from .bus.bus import Listeners
+from .bus.catalog import read
 from .bus.discovery import find_slices
 from .bus.engines import Database
 from .bus.runtime import Runtime, told_of
@@ -129,6 +130,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--listeners: expected twice or shuffled, got {how!r}")
     if how == "shuffled":
         config.option.listeners = f"shuffled:{seed or random.randrange(10**6)}"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell of what is broken in the slices once, and not in each test of the service."""
+    needed = any("service" in getattr(item, "fixturenames", ()) for item in session.items)
+    if needed and not session.config.option.collectonly:
+        try:
+            read(find_slices(PACKAGE))
+        except WiringError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(wrapper=True)
