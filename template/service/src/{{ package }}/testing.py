@@ -135,7 +135,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Tell of what is broken in the slices once, and not in each test of the service."""
     needed = any("service" in getattr(item, "fixturenames", ()) for item in session.items)
-    if needed and not session.config.option.collectonly:
+    # A process of pytest-xdist could not end the others: there each test tells it.
+    alone = not hasattr(session.config, "workerinput")
+    if needed and alone and not session.config.option.collectonly:
         try:
             read(find_slices(PACKAGE))
         except WiringError as error:
