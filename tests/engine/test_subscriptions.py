@@ -229,3 +229,18 @@ async def test_upgrade_forgets_an_event_only_if_its_code_knows_that(
     assert await names(service, "event") == ["notes.Newer", "notes.NoteWritten"]
     [warning] = [line for line in logged if line["log_level"] == "warning"]
     assert (warning["listener"], warning["events"]) == ("notes.hear", ["notes.Gone"])
+
+
+async def test_log_that_others_keep_locked_is_told(
+    shop: Shop, start: Start, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(shop)
+    service = await start(postgresql_url)
+    monkeypatch.setattr(shop.module("bus.subscriptions"), "_MOST_TRIES", 1)
+    notes(shop, listeners=HEARS)
+    shop.forget()
+    async with service.database.writer.begin() as connection:
+        # As VACUUM does.
+        await connection.execute(sa.text("LOCK TABLE bus_event IN SHARE UPDATE EXCLUSIVE MODE"))
+        with pytest.raises(shop.module("bus.errors").OperationError, match="kept bus_event locked"):
+            await start(postgresql_url)

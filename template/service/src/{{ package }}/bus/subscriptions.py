@@ -14,7 +14,7 @@ from . import tables
 from .catalog import Catalog, event_types
 from .clock import utc_now
 from .engines import Database
-from .errors import BusError, WiringError
+from .errors import OperationError, WiringError
 from .marks import Listens
 
 # Any number: processes that start at once take turns on it (PostgreSQL).
@@ -104,7 +104,10 @@ async def subscribe(
 
 
 async def until_locked(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Do what needs `lock_log`, once more if others held it; returns what that returns."""
+    """Do what needs `lock_log`, again if others held it; returns what that returns.
+
+    Raises OperationError if they do not let go of it.
+    """
     for tries in range(1, _MOST_TRIES + 1):
         try:
             return await attempt()
@@ -112,7 +115,7 @@ async def until_locked(attempt: Callable[[], Awaitable[T]]) -> T:
             if getattr(error.orig, "sqlstate", None) not in _LOCKED:
                 raise
             if tries == _MOST_TRIES:
-                raise BusError(
+                raise OperationError(
                     "Others kept bus_event locked all the time, such as a VACUUM or CREATE INDEX"
                     " by hand, or a long transaction that has published: try again later."
                 ) from error
