@@ -24,6 +24,7 @@ from ..bus import (
     NotSeenInTimeError,
 )
 from ..bus.texts import message_of
+from ..bus.unit import is_transient
 from .errors import (
     Conflict,
     Invalid,
@@ -46,8 +47,6 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _DATA_EXCEPTION = "22"
 # The server is going down, is not up yet, or is gone.
 _CONNECTION_LOST = ("08", "57P")
-# A serialization failure or a deadlock, each time that the unit of work ran again.
-_GIVEN_UP = ("40001", "40P01")
 # A required column that got nothing: PostgreSQL's SQLSTATE, and SQLite's name for it.
 _NOT_NULL = ("23502", "SQLITE_CONSTRAINT_NOTNULL")
 
@@ -248,7 +247,7 @@ async def _integrity(request: Request, error: Exception) -> JSONResponse:
 async def _refused_by_database(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DBAPIError)
     code = _code(error)
-    if code.startswith("SQLITE_BUSY") or code in _GIVEN_UP:
+    if code.startswith("SQLITE_BUSY") or is_transient(error):
         return await _busy(request, error)
     if error.connection_invalidated or code.startswith(_CONNECTION_LOST):
         return await _unreachable(request, error)

@@ -14,9 +14,13 @@ from .clock import utc_now
 from .engines import Database
 from .idempotency import remove_expired as remove_expired_keys
 
-_LAST = 2**63 - 1
 _FORGET_WORKERS = dt.timedelta(days=1)
 _is_unfinished = tables.delivery.c.state.not_in(("done", "dropped"))
+# Of an event: a subscription that is being filled has not got so far.
+_is_lacked = sa.exists().where(
+    tables.subscription.c.retired_at.is_(None),
+    tables.subscription.c.backfilled_to < tables.event.c.position,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +66,16 @@ async def remove_events(database: Database, older_than: dt.timedelta, limit: int
     """Remove events that were recorded so long ago, with their finished deliveries.
 
     Those with a delivery that is unfinished or dead stay, and those that a subscription which is
-    being filled has not got yet. Raises the log's floor in the same
-    transaction. One batch, of no more than twice the limit; returns how many there were.
+    being filled has not got yet. Raises the log's floor in the same transaction. One batch, of no
+    more than twice the limit; returns how many there were.
     """
     event, delivery = tables.event, tables.delivery
     async with database.writer.begin() as connection:
         floor = await _lock_floor(connection)
-        filled = await _filled(connection)
         # Below the floor is only what had to stay when the floor passed it.
         stays = sa.exists().where(_is_unfinished, delivery.c.event_position == event.c.position)
         left = await _old(connection, older_than, limit, event.c.position <= floor, ~stays)
-        next_ = await _old(
-            connection, older_than, limit, event.c.position > floor, event.c.position <= filled
-        )
+        next_ = await _old(connection, older_than, limit, event.c.position > floor, ~_is_lacked)
         # Looked up when the events are locked: a replay may have wanted one of them.
         kept = await _kept(connection, [*left, *next_])
         gone = [one for one in (*left, *next_) if one not in kept]
@@ -111,14 +112,6 @@ async def _lock_floor(connection: AsyncConnection) -> int:
     if floor is None:
         await connection.execute(sa.insert(tables.log).values(id=1, floor=0))
     return floor or 0
-
-
-async def _filled(connection: AsyncConnection) -> int:
-    """The position up to which all have got what they want: some are being filled."""
-    row = tables.subscription
-    query = sa.select(sa.func.min(row.c.backfilled_to)).where(row.c.retired_at.is_(None))
-    lowest: int | None = await connection.scalar(query)
-    return _LAST if lowest is None else lowest
 
 
 async def _old(

@@ -20,7 +20,7 @@ async def warn_of_strangers(
     slices: only those of these slices, as other processes run the others; None: of all.
     """
     subscription, name = tables.subscription, tables.subscription_name
-    known = [name for one in wanted for name in (one.listener, *one.aliases)]
+    known = [old_or_new for one in wanted for old_or_new in one.names]
     ours = sa.select(name.c.subscription_id).where(
         name.c.kind == "listener", name.c.name.in_(known)
     )

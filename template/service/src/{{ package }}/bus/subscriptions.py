@@ -41,6 +41,11 @@ class Wanted:
     ordered: bool = False
     from_beginning: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its stored name, and the old ones."""
+        return (self.listener, *self.aliases)
+
 
 def wanted_by(catalog: Catalog) -> list[Wanted]:
     """The subscriptions that the code of all slices asks for."""
@@ -71,7 +76,7 @@ def names_of_events(catalog: Catalog) -> set[str]:
 def wanted_as(catalog: Catalog, names: Collection[str]) -> Wanted | None:
     """What the code wants of a listener that is stored under one of these names, if it has it."""
     for one in wanted_by(catalog):
-        if not {one.listener, *one.aliases}.isdisjoint(names):
+        if not set(one.names).isdisjoint(names):
             return one
     return None
 
@@ -138,10 +143,10 @@ async def lock_log(connection: AsyncConnection) -> int:
 async def _subscribe(
     connection: AsyncConnection, wanted: Wanted, upgrade_to: Collection[str] | None
 ) -> int:
-    found = await _find(connection, (wanted.listener, *wanted.aliases))
+    found = await _find(connection, wanted.names)
     if found is None:
         found = await _create(connection, wanted)
-    await _store_names(connection, found, "listener", (wanted.listener, *wanted.aliases))
+    await _store_names(connection, found, "listener", wanted.names)
     await _store_names(connection, found, "event", wanted.events)
     if upgrade_to is not None:
         await _forget_events(connection, found, wanted, upgrade_to)

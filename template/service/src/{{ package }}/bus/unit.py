@@ -100,7 +100,7 @@ async def run_unit(
                 sender._tell(token)
             return result
         except DBAPIError as error:
-            if runs == _MOST_RUNS or not _is_transient(error):
+            if runs == _MOST_RUNS or not is_transient(error):
                 raise
             # Those that met once would meet again.
             await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS * runs))
@@ -436,5 +436,6 @@ async def _to_the_end(step: Any) -> None:
     task.result()
 
 
-def _is_transient(error: DBAPIError) -> bool:
+def is_transient(error: DBAPIError) -> bool:
+    """Whether the database gave the transaction up for another's sake."""
     return getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES

@@ -20,7 +20,7 @@ _CHANNEL = "bus_wake"
 # Nobody need wait for the disk: what is lost in a crash is found by those that look for it.
 _NOTIFY = f"SET LOCAL synchronous_commit = off; NOTIFY {_CHANNEL}"
 # A connection may be dead without anyone having told.
-_NOTIFY_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
 # The first of what is committed within this time is told to others at once, the rest together.
 _COALESCE_SECONDS = 0.01
 _LOOK_SECONDS = 0.025
@@ -111,7 +111,7 @@ class Waker:
                 self._driver = None
                 # It gives up by itself if the server does not answer.
                 with suppress(Exception):
-                    await driver.close(timeout=_NOTIFY_SECONDS)
+                    await driver.close(timeout=_ANSWER_SECONDS)
         raise ConnectionError("the connection was lost")
 
     async def _tell(self) -> None:
@@ -123,7 +123,7 @@ class Waker:
     async def _notify(self) -> None:
         if (driver := self._driver) is not None:
             try:
-                await driver.execute(_NOTIFY, timeout=_NOTIFY_SECONDS)
+                await driver.execute(_NOTIFY, timeout=_ANSWER_SECONDS)
                 return
             except TimeoutError:
                 driver.terminate()  # `run` listens on another one then.
@@ -141,7 +141,7 @@ async def notify(database: Database) -> None:
         raw = await database.worker.raw_connection()
         try:
             driver: Any = raw.driver_connection
-            await driver.execute(_NOTIFY, timeout=_NOTIFY_SECONDS)
+            await driver.execute(_NOTIFY, timeout=_ANSWER_SECONDS)
         except Exception as error:
             await greenlet_spawn(raw.invalidate, error)
             raise

@@ -215,8 +215,7 @@ class Operations(Inspection):
             )
         filled = found.filled_to
         # Held, so that retention removes nothing of what this one lacks.
-        floor = await log_floor(connection, held=True)
-        if wanted.from_beginning and floor > filled:
+        if wanted.from_beginning and (floor := await log_floor(connection, held=True)) > filled:
             raise OperationError(
                 f"{found.listener} starts at the beginning, but events up to position {floor} have"
                 f" been removed, and it has seen those up to {filled}: give it another name, and"
