@@ -162,6 +162,15 @@ def log_to_nowhere(package: str, level: str = "INFO") -> None:
             handler.setStream(_NOWHERE)
 
 
+def log_plainly_to_nowhere(name: str) -> None:
+    """Let a library log as its own command does by default, written where nobody reads it."""
+    handler = logging.StreamHandler(_NOWHERE)
+    handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.INFO)
+    logger.handlers, logger.propagate = [handler], False
+
+
 _NOWHERE = open(os.devnull, "w")  # noqa: PTH123, SIM115
 _UNDONE = (
     "SELECT 1 FROM bus_delivery WHERE state = 'pending'"

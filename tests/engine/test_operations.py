@@ -199,6 +199,24 @@ async def test_scheduled_events_are_listed_the_next_one_first(desk: Desk) -> Non
         await desk.operations.scheduled("state=dead")
 
 
+async def test_events_for_later_are_cancelled_unless_they_are_published_by_now(
+    desk: Desk,
+) -> None:
+    due = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    for key in ("a", "b", "c"):
+        event = {"name": "notes.NoteWritten", "version": 1, "key": key, "payload": {"text": key}}
+        rest = {"id": uuid4(), "headers": {}, "correlation_id": "c", "due": due}
+        await desk.service.write(sa.insert(desk.tables.scheduled).values(**event, **rest))
+    chosen = await desk.operations.select_scheduled("event~written key=a,b")
+    assert list(chosen.counts) == [{"event": "notes.NoteWritten", "count": 2}]
+    scheduled = desk.tables.scheduled
+    await desk.service.write(sa.delete(scheduled).where(scheduled.c.key == "a"))
+    assert await desk.operations.cancel(chosen, **WHO) == 1
+    assert [one["key"] for one in await desk.operations.scheduled()] == ["c"]
+    [row] = await desk.operations.changes()
+    assert (row["count"], row["details"]["chosen"]) == (1, 2)
+
+
 async def test_lag_names_who_is_behind_and_whom_nobody_runs(desk: Desk) -> None:
     await desk.write("a", "b")
     await desk.put(state=["dead", "pending"])

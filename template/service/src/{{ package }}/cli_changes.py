@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -13,7 +14,7 @@ from .bus.operating.changes import Selection
 from .bus.operating.filters import duration
 from .bus.operating.operations import Operations
 from .bus.operating.standing import Row
-from .cli_events import Listener, Where, run_operations
+from .cli_events import Listener, Where, WhereScheduled, run_operations
 from .cli_output import (
     AsJson,
     Yes,
@@ -32,6 +33,11 @@ changes = typer.Typer()
 
 Change = Callable[..., Awaitable[int]]
 
+_WHICH = {
+    "delivery": "Which deliveries? Give their ids, or --where 'state=dead …'.",
+    "id": "Which events? Give their ids, or --where 'event=… key=…'.",
+}
+
 
 def _or_user(who: str) -> str:
     if who:
@@ -43,6 +49,7 @@ def _or_user(who: str) -> str:
 
 
 Ids = Annotated[list[int] | None, typer.Argument(help="Deliveries by their ids.")]
+EventIds = Annotated[list[UUID] | None, typer.Argument(help="Events by their ids.")]
 WhereReplayed = Annotated[
     str, typer.Option(help="Which: 'event=a.B key=… since=7d', or by correlation, id, until.")
 ]
@@ -105,6 +112,23 @@ def drop(
 ) -> None:
     """Give deliveries up: they will not run any more."""
     _change("drop", Operations.drop, ids, where, yes, as_json, who=who, reason=reason)
+
+
+@changes.command()
+def cancel(
+    ids: EventIds = None,
+    where: WhereScheduled = "",
+    yes: Yes = False,
+    reason: Reason = "",
+    who: Who = "",
+    as_json: AsJson = False,
+) -> None:
+    """Take events back that are published for later."""
+    found = _where("id", ids, where)
+    chosen = run_operations(lambda operations: operations.select_scheduled(found))
+    for missing in sorted(set(ids or ()) - set(chosen.ids)):
+        typer.echo(f"No event {missing} is to be published later.", err=True)
+    _do(Operations.cancel, chosen, "event", yes, as_json, who=who, reason=reason)
 
 
 @changes.command()
@@ -231,16 +255,23 @@ def _change(
     as_json: bool,
     **who_and_why: str,
 ) -> None:
-    """Count, show, ask, and then change just what was counted."""
-    found = _where(ids, where)
-    chosen: Selection = run_operations(lambda operations: operations.select(action, found))
+    """Find deliveries, say which of the named ones are not among them, and change the others."""
+    found = _where("delivery", ids, where)
+    chosen = run_operations(lambda operations: operations.select(action, found))
+    _tell_unfit(action, set(ids or ()) - set(chosen.ids))
+    _do(change, chosen, "delivery", yes, as_json, **who_and_why)
+
+
+def _do(
+    change: Change, chosen: Selection, what: str, yes: bool, as_json: bool, **who_and_why: str
+) -> None:
+    """Show how many there are, ask, and then change just those."""
     total = len(chosen.ids)
     tell_counts(chosen.counts, as_json)
-    _tell_unfit(action, set(ids or ()) - set(chosen.ids))
     if total:
-        ask(f"{action.capitalize()} {counted(total, 'delivery')}?", yes)
+        ask(f"{chosen.action.capitalize()} {counted(total, what)}?", yes)
     changed = run_operations(lambda operations: change(operations, chosen, **who_and_why))
-    tell_changed(action, changed, total, as_json)
+    tell_changed(chosen.action, changed, total, as_json)
 
 
 def _tell_unfit(action: str, ids: Collection[int]) -> None:
@@ -261,11 +292,11 @@ def _tell_unfit(action: str, ids: Collection[int]) -> None:
         typer.echo(f"No delivery {missing} is stored here.", err=True)
 
 
-def _where(ids: Sequence[int] | None, where: str) -> str:
+def _where(field: str, ids: Sequence[int] | Sequence[UUID] | None, where: str) -> str:
     """The filter for what is to be changed. Raises OperationError if nothing limits it."""
     if not ids and not where.strip():
-        raise OperationError("Which deliveries? Give their ids, or --where 'state=dead …'.")
-    given = f"delivery={','.join(map(str, ids))}" if ids else ""
+        raise OperationError(_WHICH[field])
+    given = f"{field}={','.join(map(str, ids))}" if ids else ""
     return f"{given} {where}".strip()
 
 

@@ -90,7 +90,9 @@ def tell_changed(action: str, changed: int, total: int, as_json: bool) -> None:
     if as_json:
         return print_json({"action": action, "chosen": total, "changed": changed})
     typer.echo(f"{action}: {changed} of {total}.")
-    if changed < total and action != "move":
+    if changed < total and action == "cancel":
+        typer.echo("The others were published, or cancelled, by now.")
+    elif changed < total and action != "move":
         typer.echo("The others are worked, or were changed, by now.")
     return None
 

@@ -1,9 +1,10 @@
-"""Changes of many deliveries by hand: some hundred at a time, never what is being worked."""
+"""Changes of many deliveries, or events for later, by hand: never of what is being worked."""
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,21 +27,25 @@ FITTING = {
 _CHUNK = 500
 _AUDITED_IDS = 1000
 
-Change = Callable[[AsyncConnection, Sequence[int]], Awaitable[int]]
-"""Changes the deliveries with these ids in a transaction; returns how many it could."""
+Id = int | UUID
+"""Of a delivery, or of an event."""
+
+Change = Callable[[AsyncConnection, Sequence[Id]], Awaitable[int]]
+"""Changes those with these ids in a transaction; returns how many it could."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The deliveries that a change is for, fixed when they were counted.
+    """The deliveries, or the events for later, that a change is for: fixed when they were counted.
 
-    counts has how many there are by listener and state.
+    counts has how many deliveries there are by listener and state, or how many events by name.
     """
 
     action: str
     filter: str
-    ids: tuple[int, ...]
+    ids: tuple[Id, ...]
     counts: tuple[Row, ...]
+    what: str = "deliveries"
 
 
 async def change_all(
@@ -54,7 +59,8 @@ async def change_all(
     **details: Any,
 ) -> int:
     """Change what was chosen, with one audit row; returns how many were changed."""
-    details |= {"chosen": len(chosen.ids), "deliveries": chosen.ids[:_AUDITED_IDS]}
+    named = [one if isinstance(one, int) else str(one) for one in chosen.ids[:_AUDITED_IDS]]
+    details |= {"chosen": len(chosen.ids), chosen.what: named}
     audit = Audit(chosen.action, chosen.filter, who=who, reason=reason, details=details)
     for ids in batched(chosen.ids):
         async with waking(database) as connection:
@@ -71,10 +77,17 @@ async def drop_all_of(connection: AsyncConnection, subscription: int, now: dt.da
     return dropped.rowcount
 
 
-def batched(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+def batched(ids: Sequence[Id]) -> Iterator[Sequence[Id]]:
     """The ids in parts that are not too many for one statement."""
     for at in range(0, len(ids), _CHUNK):
         yield ids[at : at + _CHUNK]
+
+
+async def cancelling(connection: AsyncConnection, ids: Sequence[Id]) -> int:
+    """Will not be published: a Change."""
+    scheduled = tables.scheduled
+    gone = await connection.execute(sa.delete(scheduled).where(scheduled.c.id.in_(ids)))
+    return gone.rowcount
 
 
 def retrying(now: dt.datetime) -> Change:
@@ -129,7 +142,7 @@ def moving(to: Subscribed, now: dt.datetime) -> Change:
 def _setting(action: str, values: Mapping[str, Any], *conditions: sa.ColumnElement[bool]) -> Change:
     delivery = tables.delivery
 
-    async def change(connection: AsyncConnection, ids: Sequence[int]) -> int:
+    async def change(connection: AsyncConnection, ids: Sequence[Id]) -> int:
         before = await _lock(connection, ids)
         # What somebody else holds is being worked, and left alone.
         fitting = tables.is_in(*FITTING[action])
@@ -146,7 +159,7 @@ def _setting(action: str, values: Mapping[str, Any], *conditions: sa.ColumnEleme
     return change
 
 
-async def _lock(connection: AsyncConnection, ids: Sequence[int]) -> set[tuple[int, str]]:
+async def _lock(connection: AsyncConnection, ids: Sequence[Id]) -> set[tuple[int, str]]:
     """Take turns on the keys of these deliveries; returns the lanes that they are in."""
     delivery, event = tables.delivery, tables.event
     found = await connection.execute(

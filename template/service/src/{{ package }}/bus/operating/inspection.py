@@ -29,10 +29,9 @@ class Inspection(Standing):
         """Events that are not due yet, the next one first. Raises OperationError."""
         scheduled = tables.scheduled
         columns = ("due", "name", "key", "id", "correlation_id", "causation_id")
-        conditions = parse(where, self._now()).only(OF_SCHEDULED).conditions({}, scheduled)
         query = (
             sa.select(*(scheduled.c[name] for name in columns))
-            .where(*conditions)
+            .where(*self._scheduled_where(where))
             .order_by(scheduled.c.due, scheduled.c.position)
             .limit(limit)
         )
@@ -121,6 +120,10 @@ class Inspection(Standing):
         query = sa.select(tables.audit).order_by(tables.audit.c.id.desc()).limit(limit)
         async with self._database.reader.connect() as connection:
             return rows_of(await connection.execute(query))
+
+    def _scheduled_where(self, where: str) -> list[sa.ColumnElement[bool]]:
+        found = parse(where, self._now()).only(OF_SCHEDULED)
+        return found.conditions({}, tables.scheduled)
 
     async def _conditions(
         self, connection: AsyncConnection, where: str | Filter

@@ -21,6 +21,7 @@ from .changes import (
     FITTING,
     Selection,
     batched,
+    cancelling,
     change_all,
     drop_all_of,
     dropping,
@@ -103,6 +104,22 @@ class Operations(Inspection):
         change = dropping(self._now())
         return await change_all(
             self._database, chosen, change, now=self._now, who=who, reason=reason
+        )
+
+    async def select_scheduled(self, where: str) -> Selection:
+        """Which events that are published for later a filter means. Raises OperationError."""
+        scheduled = tables.scheduled
+        query = sa.select(scheduled.c.id, scheduled.c.name).where(*self._scheduled_where(where))
+        async with self._database.reader.connect() as connection:
+            rows = (await connection.execute(query.order_by(scheduled.c.position))).all()
+        counts = sorted(Counter(row.name for row in rows).items())
+        told = tuple({"event": name, "count": count} for name, count in counts)
+        return Selection("cancel", where, tuple(row.id for row in rows), told, "events")
+
+    async def cancel(self, chosen: Selection, *, who: str, reason: str = "") -> int:
+        """Take events for later back, as far as they are not published by now."""
+        return await change_all(
+            self._database, chosen, cancelling, now=self._now, who=who, reason=reason
         )
 
     async def move(self, chosen: Selection, to: str, *, who: str, reason: str = "") -> int:
