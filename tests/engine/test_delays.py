@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -148,6 +149,31 @@ async def test_cancelling_what_is_in_the_log_does_nothing(shop: Shop, service: S
     await run(service, "cancel:a")
     await service.settled()
     assert shop.seen == ["a"]
+
+
+@pytest.mark.parametrize("spoilt", ["payload", "id"])
+async def test_event_that_cannot_be_stored_holds_up_no_other(
+    shop: Shop, service: Service, logged: list[Any], spoilt: str
+) -> None:
+    await run(service, "now:x later:a later:b later:c")
+    if spoilt == "payload":
+        await service.spoil("bus_scheduled", "a")
+    else:
+        await service.write(
+            "UPDATE bus_scheduled SET id = (SELECT id FROM bus_event) WHERE key='a'"
+        )
+    service.runtime.clock.advance(dt.timedelta(hours=1))
+    await service.runtime.relay.work_off()
+    assert shop.seen == ["x", "b", "c"]
+    assert await scheduled(service) == ["a"]
+    [told] = [one for one in logged if one["event"].startswith("scheduled event put off")]
+    assert told["event_id"]
+    scheduled_row = shop.tables.scheduled
+    whole = {"payload": {"text": "a"}, "id": uuid4()}
+    await service.write(scheduled_row.update().values(whole))
+    service.runtime.clock.advance(dt.timedelta(minutes=2))
+    await service.runtime.relay.work_off()
+    assert shop.seen == ["x", "b", "c", "a"]
 
 
 async def test_log_says_when_an_event_is_due_and_what_was_cancelled(

@@ -200,7 +200,7 @@ async def test_settled_says_what_did_not_settle(shop: Shop, start: Start, url: s
     await service.runtime.relay.work_off()
     with pytest.raises(TimeoutError) as failure:
         await service.settled(0.2)
-    assert "pending notes.NoteWritten {'text': 'a'}, attempt 1" in str(failure.value)
+    assert 'pending notes.NoteWritten {"text": "a"}, attempt 1' in str(failure.value)
     assert "LookupError: no luck" in str(failure.value)
     delivery = shop.tables.delivery
     await service.write(sa.update(delivery).values(state="dead"))
@@ -375,6 +375,7 @@ async def test_relay_survives_a_database_that_is_away(
     start: Start,
     url: str,
     relays: Relays,
+    logged: list[Any],
 ) -> None:
     notes(shop, listeners=REACTS)
     service = await start(url, relay=options(shop, poll=0.01))
@@ -399,6 +400,12 @@ async def test_relay_survives_a_database_that_is_away(
     away.clear()
     await service.settled()
     assert shop.seen == ["a"]
+    # It is told once, and not at each attempt, that it is away, and that it is back.
+    told = [one["event"] for one in logged if "the database" in one["event"]]
+    assert told == [
+        "relay cannot reach the database, trying again",
+        "relay reached the database again",
+    ]
 
 
 async def test_relay_that_cannot_claim_rests_however_often_it_is_woken(
@@ -504,6 +511,17 @@ async def test_event_that_this_code_cannot_read_is_kept(shop: Shop, start: Start
     await service.runtime.relay.work_off()
     assert await states(service) == [("notes.copy", "pending", 1), ("notes.copy", "done", 0)]
     assert "text" in (await service.deliveries())[0].error_message
+
+
+async def test_event_that_cannot_be_decoded_fails_alone(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=REACTS)
+    service = await start(url)
+    await write(service, "a", "b", "c")
+    await service.spoil("bus_event", "b")
+    await service.runtime.relay.work_off()
+    assert sorted(shop.seen) == ["a", "c"]
+    found = [(one.state, one.attempts, one.losses) for one in await service.deliveries()]
+    assert found == [("done", 0, 0), ("pending", 1, 0), ("done", 0, 0)]
 
 
 async def test_failure_with_odd_characters_is_recorded(shop: Shop, start: Start, url: str) -> None:

@@ -419,6 +419,44 @@ async def test_stop_cuts_off_a_delivery_that_runs_alone(
     assert await states(service) == [("pending", 2)]
 
 
+async def test_stop_during_a_commit_begins_nothing_more(
+    shop: Shop, start: Start, url: str, relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen(batch=10)
+        async def each(event: NoteWritten) -> None:
+            seen.append(event.text)
+            if len(seen) == 1:
+                raise TimeoutError
+        """,
+    )
+    service = await start(url, relay=options(shop, grace=0.01))
+    await write(service, "a", "b", "c")
+    session = shop.module("bus.session").UnitSession
+    commit, committing, go = session.commit_unit, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: Any) -> None:
+        committing.set()
+        await go.wait()
+        await commit(self)
+
+    monkeypatch.setattr(session, "commit_unit", slowly)
+    task = relays(service)
+    await committing.wait()
+    try:
+        [delivery] = service.runtime.relay._running
+        service.runtime.relay.stop()
+        await until(lambda: delivery.cancelling() > 0)
+    finally:
+        go.set()
+    async with asyncio.timeout(5):
+        await task
+    assert shop.seen == ["a", "a"]
+    assert await states(service) == [("done", 0), ("pending", 0), ("pending", 0)]
+
+
 async def test_lease_is_kept_while_requests_take_all_connections(
     shop: Shop, start: Start, postgresql_url: str, relays: Relays
 ) -> None:

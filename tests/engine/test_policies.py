@@ -126,6 +126,45 @@ async def test_listener_for_which_everything_fails_is_paused_and_probed(
     assert {state for state, _ in await states(service)} == {"done"}
 
 
+async def test_few_events_are_kept_by_the_pause_too(shop: Shop, start: Start, url: str) -> None:
+    failing(shop, "")
+    service = await start(url)
+    await write(service, *"ab")
+    for _ in range(60):
+        await later(service, minutes=1)
+    assert {state for state, _ in await states(service)} == {"pending"}
+    shop.gate("works").set()
+    await later(service, minutes=10)
+    await service.settled()
+    assert {state for state, _ in await states(service)} == {"done"}
+
+
+async def test_event_that_fails_alone_pauses_nobody(shop: Shop, start: Start, url: str) -> None:
+    failing(shop, "retries=20, backoff=0.001")
+    service = await start(url)
+    await write(service, "a")
+    for _ in range(21):
+        await later(service, minutes=6)
+    assert await service.column("SELECT paused_reason FROM bus_subscription") == [None]
+    assert await states(service) == [("dead", 21)]
+
+
+async def test_what_is_resumed_too_early_is_paused_again(
+    shop: Shop, start: Start, url: str
+) -> None:
+    failing(shop, "retries=3")
+    service = await start(url)
+    await write(service, *(f"{number:02}" for number in range(60)))
+    await service.runtime.relay.work_off()
+    tried = len(shop.seen)
+    resumed = shop.tables.subscription.update().values(paused_until=None, paused_reason=None)
+    await service.write(resumed)
+    await service.runtime.relay.work_off()
+    assert tried + 10 <= len(shop.seen) < tried + 30
+    assert await service.column("SELECT paused_reason FROM bus_subscription") != [None]
+    assert {state for state, _ in await states(service)} == {"pending"}
+
+
 async def test_listener_that_only_refuses_is_not_taken_to_be_down(
     shop: Shop, start: Start, url: str
 ) -> None:

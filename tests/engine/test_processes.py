@@ -191,6 +191,13 @@ class TestDecisions:
         assert some.stuck == "undo reserve: no answer in time"
         assert asked(some.resume()) == ["undo reserve"]
 
+    async def test_undoing_that_fails_is_stuck(self, flows: Any) -> None:
+        some = flow(flows)
+        play(some, "reserve done", "pay failed", "reserve failed")
+        assert (some.step, some.stuck) == ("undo reserve", "undo reserve failed")
+        assert asked(some.resume()) == ["undo reserve"]
+        assert asked(some.report("reserve", "undone")) == ["compensated"]
+
     async def test_a_person_cannot_resume_what_has_ended(self, flows: Any) -> None:
         some = flow(flows)
         play(some, "late reserve")

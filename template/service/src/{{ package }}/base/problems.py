@@ -23,6 +23,7 @@ from ..bus import (
     NeverSeenError,
     NotSeenInTimeError,
 )
+from ..bus.engines import is_away
 from ..bus.texts import message_of
 from ..bus.unit import is_transient
 from .errors import (
@@ -45,8 +46,6 @@ _DETAILS = {404: "There is nothing at this path."}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # The class of SQLSTATEs for values that are impossible; PostgreSQL checks more than SQLite.
 _DATA_EXCEPTION = "22"
-# The server is going down, is not up yet, or is gone.
-_CONNECTION_LOST = ("08", "57P")
 # A required column that got nothing: PostgreSQL's SQLSTATE, and SQLite's name for it.
 _NOT_NULL = ("23502", "SQLITE_CONSTRAINT_NOTNULL")
 
@@ -249,7 +248,7 @@ async def _refused_by_database(request: Request, error: Exception) -> JSONRespon
     code = _code(error)
     if code.startswith("SQLITE_BUSY") or is_transient(error):
         return await _busy(request, error)
-    if error.connection_invalidated or code.startswith(_CONNECTION_LOST):
+    if is_away(error):
         return await _unreachable(request, error)
     # SQLite has no code for a number that is too large: the kind of error says it.
     if not isinstance(error, DataError) and not code.startswith(_DATA_EXCEPTION):

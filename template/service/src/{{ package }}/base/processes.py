@@ -190,6 +190,10 @@ class Process(Entity):
         return self._undo_next() if self.step == COMPENSATED else []
 
     def _failed(self, step: str) -> list[Event]:
+        if self.step == _UNDO + step:
+            # Nothing leads on from here: a person has to see to it.
+            self._stuck = f"undo {step} failed"
+            return []
         if not self.is_running or step in self.done:
             return []
         return self._turn_back(f"{step} failed", failed=step)

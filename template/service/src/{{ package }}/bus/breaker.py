@@ -1,7 +1,7 @@
 """What becomes of a delivery that failed: it runs again, never, or all of its listener waits."""
 
 import datetime as dt
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ from .work import Listener
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Failures of this many deliveries in a row pause a listener: what it calls is likely to be down.
+# So many failures in a row, and not all of one delivery, which may be the cause itself, pause a
+# listener: what it calls is likely to be down.
 _BREAK_AFTER = 10
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
 
@@ -47,8 +48,8 @@ class Breaker:
         self._on_pause = on_pause
         self._on_resume = on_resume
         self._package = __package__.rpartition(".")[0]
-        # Deliveries that failed since one went well, by subscription.
-        self._streaks: dict[int, set[int]] = defaultdict(set)
+        # How often which deliveries failed since one went well, by subscription.
+        self._streaks: dict[int, Counter[int]] = defaultdict(Counter)
         self._pauses: dict[int, Paused] = {}
 
     async def works(self, listener: Listener, delivery: Delivery) -> None:
@@ -90,17 +91,23 @@ class Breaker:
         last = self._pauses.get(subscription)
         if delivery.paused_reason is None:
             if last and now < last.until:
-                return  # It was claimed before the pause.
+                if await self._claims.paused([subscription]):
+                    return  # It was claimed before the pause.
+                # Somebody has resumed it: to be paused again, it has to fail as often as ever.
+                self._pauses.pop(subscription, None)
+                last = None
             streak = self._streaks[subscription]
-            streak.add(delivery.id)
-            if len(streak) < _BREAK_AFTER:
+            streak[delivery.id] += 1
+            if len(streak) == 1 or streak.total() < _BREAK_AFTER:
                 return
             streak.clear()
         seconds = min(last.seconds * 2, _LONGEST_PAUSE) if last else _SHORTEST_PAUSE
-        self._pauses[subscription] = Paused(seconds, now + dt.timedelta(seconds=seconds))
         how = "everything failed, last" if delivery.paused_reason is None else "it failed again,"
         reason = f"{how} with {said(error)}"
         await self._pause(listener, delivery, seconds, reason)
+        self._pauses[subscription] = Paused(seconds, now + dt.timedelta(seconds=seconds))
+        # What failed while the pause was stored does not count for the next one.
+        self._streaks.pop(subscription, None)
 
     async def _pause(
         self, listener: Listener, delivery: Delivery, seconds: float, reason: str

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from . import tables
 from .clock import Clock
 from .due import BUSY, NEXT_DUE, PAUSED, Delivery, deliveries, pick
-from .engines import Database
+from .engines import Database, is_away
 from .leases import LEASE, MINE, claim_at_once, fence_of, from_now
 from .policy import Failure
 from .version import service_version
@@ -260,6 +260,15 @@ class Claims:
         async with self._database.worker_reader.connect() as connection:
             row = (await connection.execute(NEXT_DUE, given)).one()
         return min((due for due in row if due is not None), default=None)
+
+    async def is_away(self) -> bool:
+        """Whether the database cannot be reached."""
+        try:
+            async with self._database.worker_reader.connect() as connection:
+                await connection.execute(sa.select(1))
+        except Exception as error:
+            return is_away(error)
+        return False
 
     async def unfinished(self) -> Sequence[Delivery]:
         """The deliveries that are not done, dead ones included, as far as this worker runs them."""

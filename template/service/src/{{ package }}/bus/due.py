@@ -23,8 +23,9 @@ TOLD = (
     tables.delivery.c.error_message,
     tables.event.c.id.label("event_id"),
     tables.event.c.name,
-    tables.event.c.payload,
-    tables.event.c.headers,
+    # As text: what is no JSON is to fail alone, and not with all that are claimed with it.
+    sa.cast(tables.event.c.payload, sa.Text()).label("payload"),
+    sa.cast(tables.event.c.headers, sa.Text()).label("headers"),
     tables.event.c.correlation_id,
 )
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import event, exc, make_url
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .errors import WiringError
@@ -16,6 +17,9 @@ from .sqlite import sqlite_engine
 
 # What a connection that cannot be made raises; asyncpg's own errors come as they are.
 UNREACHABLE = (OSError, exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+# Of PostgreSQL: the connection was lost, or the server shuts down or starts.
+_CONNECTION_LOST = ("08", "57P")
 
 # Connections that a worker keeps for itself; up to ten more where it is busy.
 _WORKERS_OWN = 2
@@ -130,6 +134,14 @@ class Database:
         return url
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether this came of a database that cannot be reached, or was lost on the way."""
+    if isinstance(error, exc.DBAPIError):
+        code = getattr(error.orig, "sqlstate", None) or ""
+        return error.connection_invalidated or code.startswith(_CONNECTION_LOST)
+    return isinstance(error, ConnectionError)
+
+
 def _async_url(text: str, setting: str = "DATABASE_URL") -> URL:
     try:
         url = make_url(text)
@@ -197,8 +209,19 @@ def _refuse_hosts(url: URL, setting: str) -> None:
 
 def _postgresql_engine(url: URL, *, pool_size: int) -> AsyncEngine:
     engine = create_async_engine(url, pool_size=pool_size, isolation_level="READ COMMITTED")
+    event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _drop_if_closed)
     return engine
+
+
+def _connect(dialect: Dialect, _: object, arguments: Any, options: Any) -> DBAPIConnection:
+    # A socket that is gone, a server that starts, one that lets nobody in: all the same to callers.
+    try:
+        return dialect.connect(*arguments, **options)
+    except ConnectionError:
+        raise
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _drop_if_closed(connection: Any, *_: object) -> None:

@@ -20,6 +20,7 @@ from .payloads import check_storable, payload_of
 from .recording import Cancellation, Noted
 
 _LONGEST_KEY = 200
+_MOVED_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,17 @@ class Outbox:
         return Written(rows, cancelled)
 
     async def move_due(
-        self, connection: AsyncConnection, limit: int = 100
+        self, connection: AsyncConnection, only: int | None = None
     ) -> Sequence[Mapping[str, Any]]:
         """Move scheduled events that are due to the log, in this transaction; returns their rows.
 
-        They take their place in order, and their deliveries, now.
+        They take their place in order, and their deliveries, now. only: just the one at this
+        position; else no more than a hundred.
         """
         scheduled = tables.scheduled
-        due = (
-            sa.select(scheduled)
-            .where(scheduled.c.due <= self._clock.now())
-            .order_by(scheduled.c.due, scheduled.c.position)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
+        due = self._due(scheduled).with_for_update(skip_locked=True)
+        if only is not None:
+            due = due.where(scheduled.c.position == only)
         found = (await connection.execute(due)).mappings().all()
         if found:
             await self._insert(connection, [dict(row) for row in found])
@@ -111,6 +109,26 @@ class Outbox:
                 sa.delete(scheduled).where(scheduled.c.position.in_(positions))
             )
         return [{**row, "due": None} for row in found]
+
+    async def due(self, connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
+        """Position and id of those that `move_due` would move."""
+        scheduled = tables.scheduled
+        return (await connection.execute(self._due(scheduled.c.position, scheduled.c.id))).all()
+
+    async def put_off(self, connection: AsyncConnection, position: int, span: dt.timedelta) -> None:
+        """Let a scheduled event be due later."""
+        scheduled = tables.scheduled
+        later = sa.update(scheduled).values(due=self._clock.now() + span)
+        await connection.execute(later.where(scheduled.c.position == position))
+
+    def _due(self, *what: Any) -> sa.Select[Any]:
+        scheduled = tables.scheduled
+        return (
+            sa.select(*what)
+            .where(scheduled.c.due <= self._clock.now())
+            .order_by(scheduled.c.due, scheduled.c.position)
+            .limit(_MOVED_AT_ONCE)
+        )
 
     async def _insert(
         self,

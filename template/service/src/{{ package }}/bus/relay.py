@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
+from time import perf_counter
 from typing import Any
 
 import structlog
@@ -22,11 +23,12 @@ from .backfill import backfill, promote_stuck
 from .breaker import Breaker
 from .claims import Claims
 from .due import Delivery
-from .engines import Database
+from .engines import Database, is_away
 from .errors import BusError
 from .leases import LeaseLostError
 from .retention import Retention, keep_house
 from .subscriptions import Wanted
+from .texts import said
 from .unit import Resources
 from .upcasting import Readers
 from .waking import Waker
@@ -39,6 +41,8 @@ _MOST_BATCH_RERUNS = 2
 # So often are leases renewed before they end.
 _RENEWALS = 3
 _SECONDS_BETWEEN_CLEANINGS = 60.0
+# What is scheduled and cannot be stored is tried again after so long.
+_PUT_OFF = dt.timedelta(minutes=1)
 # In a batch: what one has added is flushed before a query of the next, and all have one time.
 _MAY_BE_ANOTHERS = (SQLAlchemyError, TimeoutError)
 
@@ -148,10 +152,8 @@ class Relay:
                 try:
                     if not await self._advance():
                         await self._wait()
-                except Exception:
-                    log.exception("relay could not reach the database, trying again")
-                    # However often it is woken meanwhile: others may still be able to commit.
-                    await asyncio.sleep(min(1.0, self._options.poll))
+                except Exception as error:
+                    await self._rest(error)
             await self._finish()
         finally:
             self.alive = False
@@ -184,6 +186,25 @@ class Relay:
         if self._resources.database is None:
             raise BusError("This bus was built without a database: there is nothing to deliver.")
         return self._resources.database
+
+    async def _rest(self, error: Exception) -> None:
+        """Tell what went wrong, and wait before the next try, or until the database is there again.
+
+        However often it is woken meanwhile: others may still be able to commit.
+        """
+        pause, away = min(1.0, self._options.poll), is_away(error)
+        if away:
+            log.error("relay cannot reach the database, trying again", error=said(error))
+        else:
+            log.error("relay failed, trying again", exc_info=error)
+        since = perf_counter()
+        await asyncio.sleep(pause)
+        while away and not self._stopping:
+            if not await self._claims.is_away():
+                log.info("relay reached the database again", after=round(perf_counter() - since, 1))
+                self.wake()
+                return
+            await asyncio.sleep(pause)
 
     async def _advance(self) -> bool:
         """Take the next step; whether there may be another one to take at once."""
@@ -233,12 +254,33 @@ class Relay:
 
     async def _move_due(self) -> bool:
         """Put scheduled events that are due into the log."""
-        async with self._database.worker.begin() as connection:
-            moved = await self._resources.outbox.move_due(connection)
+        try:
+            async with self._database.worker.begin() as connection:
+                moved = await self._resources.outbox.move_due(connection)
+        except Exception as error:
+            if is_away(error):
+                raise
+            moved = await self._move_one_by_one()
         if moved:
             self._due_known = False
             self._resources.on_commit(moved)
         return bool(moved)
+
+    async def _move_one_by_one(self) -> Sequence[Mapping[str, Any]]:
+        """The same; what cannot be published is put off, so that it holds up no other."""
+        outbox, moved = self._resources.outbox, list[Mapping[str, Any]]()
+        async with self._database.worker_reader.connect() as connection:
+            due = await outbox.due(connection)
+        for one in due:
+            try:
+                async with self._database.worker.begin() as connection:
+                    moved += await outbox.move_due(connection, only=one.position)
+            except Exception as error:
+                told = {"event_id": str(one.id), "seconds": _PUT_OFF.total_seconds()}
+                log.error("scheduled event put off, it cannot be stored", exc_info=error, **told)
+                async with self._database.worker.begin() as connection:
+                    await outbox.put_off(connection, one.position, _PUT_OFF)
+        return moved
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -299,7 +341,7 @@ class Relay:
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
         """Run the listener: for all in one transaction if it allows that, else for one by one."""
         for _ in range(1 + _MOST_BATCH_RERUNS):
-            if len(claimed) == 1:
+            if len(claimed) == 1 or _is_stopped():
                 break
             listener.log_for_all()
             work = self.work(self._resources, listener, self._readers, claimed)
@@ -318,6 +360,9 @@ class Relay:
                 await self._succeeded(listener, claimed)
                 return
         for one in claimed:
+            # A commit does not let itself be cut off, but then it is enough.
+            if _is_stopped():
+                return
             await self._deliver_alone(listener, one)
 
     async def _deliver_alone(self, listener: Listener, delivery: Delivery) -> None:
@@ -416,23 +461,34 @@ class Relay:
 
     async def _finish(self) -> None:
         """Let what runs finish within the grace, and give the rest back."""
-        with suppress(Exception):
-            await self._claims.give_back([one for ready in self._ready.values() for one in ready])
+        # Beside what runs, which on SQLite may have the only writer.
+        giving = asyncio.create_task(self._give_back_all())
+        _, late = await asyncio.wait([*self._running, giving], timeout=self._options.grace)
+        for task in late:
+            task.cancel()
+        if cut_off := late - {giving}:
+            log.warning("listeners were cut off and given back", count=len(cut_off))
+        if late:
+            await asyncio.wait(late)
+
+    async def _give_back_all(self) -> None:
+        ready = [one for claimed in self._ready.values() for one in claimed]
         self._ready.clear()
+        # What fails here is given back when the relay leaves, or when its leases run out.
+        with suppress(Exception):
+            await self._claims.give_back(ready)
         self._waker.tell()
-        if self._running:
-            _, late = await asyncio.wait([*self._running], timeout=self._options.grace)
-            for task in late:
-                task.cancel()
-            if late:
-                log.warning("listeners were cut off and given back", count=len(late))
-                await asyncio.wait(late)
 
 
 def _reraise_if_stopped() -> None:
     """In an except clause: of a listener that cancels itself, only the listener has failed."""
-    if (task := asyncio.current_task()) and task.cancelling():
+    if _is_stopped():
         raise
+
+
+def _is_stopped() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _take(ready: deque[Delivery], batch: int) -> list[Delivery]:

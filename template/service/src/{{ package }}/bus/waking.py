@@ -43,6 +43,7 @@ class Waker:
         self._telling: asyncio.Task[None] | None = None
         # The connection that listens, while it does.
         self._driver: Any = None
+        self._is_deaf = False
         database.on_others = wake
 
     def tell(self) -> None:
@@ -62,7 +63,9 @@ class Waker:
             try:
                 await self._listen()
             except Exception as error:
-                log.warning("not woken by other processes for now", error=repr(error))
+                if not self._is_deaf:
+                    log.warning("not woken by other processes for now", error=repr(error))
+                self._is_deaf = True
             # What was told meanwhile was missed.
             self._wake()
             await asyncio.sleep(_RECONNECT_SECONDS)
@@ -104,7 +107,7 @@ class Waker:
                 _CHANNEL, lambda _, pid, *__: None if pid == own else self._wake()
             )
             self._wake()
-            self._driver = driver
+            self._driver, self._is_deaf = driver, False
             try:
                 await lost.wait()
             finally:

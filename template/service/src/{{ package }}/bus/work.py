@@ -1,6 +1,7 @@
 """What a worker does for deliveries that it has claimed: run the listener in a unit of work."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,13 +107,13 @@ class Work:
         self._listener.log_for_all()
 
     def _event(self, delivery: Delivery) -> Event:
-        return self._readers[delivery.name][delivery.event_version](delivery.payload)
+        return self._readers[delivery.name][delivery.event_version](json.loads(delivery.payload))
 
     def _context(self, delivery: Delivery) -> Context:
         return Context.of_delivery(
             delivery.event_id,
             delivery.correlation_id,
-            delivery.headers,
+            json.loads(delivery.headers),
             delivery=delivery.id,
             replayed=delivery.run > 0,
         )
