@@ -169,6 +169,15 @@ ERRORS = "from shop.bus import *\n@listen(errors={{LookupError: {}}})"
         (f"{ERRORS.format('GiveUp')}\nasync def copy(event: NoteWritten)", "GiveUp()"),
         (f"{ERRORS.format('Pause(0)')}\nasync def copy(event: NoteWritten)", "Pause(seconds > 0)"),
         (f"{ERRORS.format('Retry(-1)')}\nasync def copy(event: NoteWritten)", "Retry(retries >= 0"),
+        (
+            "from shop.bus import *\n@listen(errors={'LookupError': GiveUp()})\n"
+            "async def copy(event: NoteWritten)",
+            "class of exceptions in errors, got 'LookupError'",
+        ),
+        (
+            "@listen(aliases='orders.copy')\nasync def copy(event: NoteWritten)",
+            "in this slice, got 'orders.copy'",
+        ),
         ("@listen\nasync def copy(events: set[NoteWritten])", "expected an event"),
         ("@listen\nasync def copy(*, event: NoteWritten)", "as the first parameter"),
         ("@listen\nasync def copy(*event: NoteWritten)", "as the first parameter"),

@@ -117,6 +117,56 @@ async def test_cancelled_event_never_happens(shop: Shop, service: Service) -> No
     assert shop.seen == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "given"),
+    [
+        ("UUID", "UUID(int=10)", "UUID(int=10)"),
+        ("UUID", "UUID(int=10)", "UUID(int=10).hex.upper()"),
+        ("int", "5", "'5'"),
+        ("float", "1.0", "1"),
+        ("str", "'a'", "'a'"),
+        ("str", "str(UUID(int=10))", "UUID(int=10)"),
+        ("Colour", "Colour.RED", "'red'"),
+        ("dt.date", "dt.date(2026, 1, 2)", "'2026-01-02'"),
+    ],
+)
+async def test_key_may_be_given_in_other_forms(
+    shop: Shop, start: Start, url: str, kind: str, key: str, given: str
+) -> None:
+    service = await with_keys(shop, start, url, kind, key, given)
+    await run(service, "later")
+    assert len(await scheduled(service)) == 1
+    await run(service, "cancel")
+    assert await scheduled(service) == []
+
+
+async def test_key_that_no_event_can_have_is_refused(shop: Shop, start: Start, url: str) -> None:
+    service = await with_keys(shop, start, url, "UUID", "UUID(int=10)", "'x'")
+    with pytest.raises(shop.bus.BusError, match=r"Keyed\.id: no event can have the key 'x'"):
+        await run(service, "cancel")
+
+
+async def with_keys(shop: Shop, start: Start, url: str, kind: str, key: str, given: str) -> Service:
+    """A service that publishes an event with such a key, and cancels it by what is given."""
+    contracts = f"""
+        from enum import Enum
+        class Colour(str, Enum):
+            RED = "red"
+        class Keyed(Event, key="id"):
+            id: {kind}
+    """
+    handler = f"""
+        @handle
+        async def run(command: Run, bus: Bus) -> None:
+            if command.text == "later":
+                bus.publish(Keyed(id={key}), after=dt.timedelta(hours=1))
+            else:
+                bus.cancel(Keyed, {given})
+    """
+    notes(shop, handler, contracts=contracts)
+    return await start(url)
+
+
 async def test_cancelling_is_in_order_with_publishing(service: Service) -> None:
     await run(service, "later:a cancel:a")
     assert await scheduled(service) == []

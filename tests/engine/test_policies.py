@@ -287,6 +287,7 @@ async def test_listener_that_hangs_is_cut_off(shop: Shop, start: Start, url: str
     [delivery] = await service.deliveries()
     assert (delivery.state, delivery.error_type) == ("dead", "TimeoutError")
     assert "notes.hang took longer than 0.05 s" in delivery.error_message
+    assert delivery.error_frame.startswith("shop.slices.notes.listeners:hang:")
     assert await service.texts() == ["a"]
     await until(lambda: service.in_use() == 0)
 

@@ -3,10 +3,13 @@
 import datetime as dt
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Annotated, Any, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
@@ -113,7 +116,7 @@ class Outbox:
     async def due(self, connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
         """Position and id of those that `move_due` would move."""
         scheduled = tables.scheduled
-        return (await connection.execute(self._due(scheduled.c.position, scheduled.c.id))).all()
+        return list(await connection.execute(self._due(scheduled.c.position, scheduled.c.id)))
 
     async def put_off(self, connection: AsyncConnection, position: int, span: dt.timedelta) -> None:
         """Let a scheduled event be due later."""
@@ -212,6 +215,25 @@ def key_of(event: Event) -> str:
             f" got {len(key)}."
         )
     return key
+
+
+def key_as_stored(cls: type[Event], key: object) -> str:
+    """What `key_of` makes of an event with this key, in whichever form it is given.
+
+    Raises BusError if no event of this type can have it.
+    """
+    reader = _key_reader(cls)
+    for one in (key, str(key)):
+        with suppress(ValidationError):
+            return str(reader.validate_python(one))
+    raise BusError(f"{cls.__name__}.{cls.event_key}: no event can have the key {key!r}.")
+
+
+@cache
+def _key_reader(cls: type[Event]) -> TypeAdapter[Any]:
+    field = cls.model_fields[cls.event_key]
+    kind: Any = Annotated[field.annotation, field]
+    return TypeAdapter(kind)
 
 
 _GIVEN = [one.name for one in tables.event.c if one.name not in ("position", "tx")]

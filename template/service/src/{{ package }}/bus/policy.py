@@ -81,12 +81,15 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def own_frame(error: BaseException, package: str) -> str:
-    """Where in the service's own slices it failed, as 'module:function:line'; '' if nowhere."""
+    """Where in the service's own slices it, or its cause, failed, as 'module:function:line'.
+
+    '' if nowhere.
+    """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = frame.f_globals.get("__name__", "")
         if module.startswith(f"{package}.slices."):
             return f"{module}:{frame.f_code.co_name}:{line}"
-    return ""
+    return own_frame(error.__cause__, package) if error.__cause__ is not None else ""
 
 
 def _storable(text: str) -> str:

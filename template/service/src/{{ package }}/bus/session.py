@@ -73,6 +73,10 @@ class UnitConnection(AsyncConnection):
     async def invalidate(self, exception: BaseException | None = None) -> NoReturn:
         raise _refusal("connection().invalidate")
 
+    def begin_nested(self) -> NoReturn:
+        # The session would not hear of it, and keep what was recorded meanwhile.
+        raise _refusal("connection().begin_nested")
+
 
 class UnitSession(AsyncSession):
     """An AsyncSession that refuses what would end or split its unit of work."""

@@ -216,7 +216,15 @@ def _option_errors(wired: Wired) -> Iterator[str]:
         )
     if mark.start not in ("now", "beginning"):
         yield f'{_at(wired)}: expected start="now" or "beginning", got {mark.start!r}.'
+    for alias in mark.aliases:
+        if not alias.isidentifier():
+            yield (
+                f"{_at(wired)}: expected aliases to be names that the function had before, in this"
+                f" slice, got {alias!r}. From another slice `events move` brings over what waits."
+            )
     for error, decision in mark.policy.errors.items():
+        if not (isinstance(error, type) and issubclass(error, BaseException)):
+            yield f"{_at(wired)}: expected a class of exceptions in errors, got {error!r}."
         if not _is_possible(decision):
             yield (
                 f"{_at(wired)}: expected Retry(retries >= 0, backoff > 0), GiveUp() or"
