@@ -13,6 +13,16 @@ from .conftest import Shop, until
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.parametrize("where", ["127.0.0.1:1/none", "/none?host=/no/such/folder"])
+async def test_server_that_is_not_there_is_a_connection_error(shop: Shop, where: str) -> None:
+    """Whatever the driver says: so that a request is answered by 503."""
+    engines = shop.module("bus.engines")
+    database = engines.Database(f"postgresql://nobody@{where}")
+    with pytest.raises(ConnectionError) as refused:
+        await database.writer.connect()
+    assert engines.is_away(refused.value)
+
+
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [

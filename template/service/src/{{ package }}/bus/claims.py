@@ -171,7 +171,7 @@ class Claims:
         return tables.delivery.c.worker_id == self.worker_id, tables.is_in("working")
 
     async def expire(self) -> list[sa.Row[Any]]:
-        """Free what workers held that are not heard of any more; returns id and state of each.
+        """Free what workers held that are not heard of any more; returns the rows of these.
 
         What was lost too often is dead: the process may well have died of it.
         """
@@ -193,7 +193,7 @@ class Claims:
                 error_frame=sa.case((dead, ""), else_=delivery.c.error_frame),
                 error_message=sa.case((dead, message), else_=delivery.c.error_message),
             )
-            .returning(delivery.c.id, delivery.c.state)
+            .returning(delivery.c.id, delivery.c.subscription_id, delivery.c.state)
         )
         async with self._database.worker.begin() as connection:
             return list(await connection.execute(freed))

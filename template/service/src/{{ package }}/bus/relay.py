@@ -4,6 +4,12 @@ Words: what is claimed and does not run yet is ready. A subscription is hungry i
 more, and dry if nothing more of it was due when it was looked at last. A suspect is a delivery
 that was lost with its process twice: it runs alone. A listener on probation was paused, and gets a
 single delivery, to find out whether it works again.
+
+It claims for what is hungry and not dry. When there is nothing to claim for, it looks up once when
+something is due next, and sleeps until then, until somebody wakes it, or until it is to look again
+anyway. Whatever may bring work (a commit, here or elsewhere, a resumed listener) makes nothing dry
+any more; what may change the time of the next makes it unknown. What is committed during a claim
+may have come too late for that: a subscription is dry only if nobody has woken the relay meanwhile.
 """
 
 import asyncio
@@ -443,7 +449,13 @@ class Relay:
         await self._claims.tell_alive([one.name for one in self._here.values()])
         freed = await self._claims.expire()
         for one in freed:
-            log.warning("a worker died during a delivery", delivery=one.id, now=one.state)
+            here = self._here.get(one.subscription_id)
+            log.warning(
+                "a worker died during a delivery",
+                delivery=one.id,
+                listener=here.name if here else f"subscription {one.subscription_id}",
+                now=one.state,
+            )
         if freed:
             self._resume()
         if await self._claims.busy(self._here, suspects=True):
