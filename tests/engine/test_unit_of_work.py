@@ -766,6 +766,9 @@ async def test_bus_and_session_are_over_with_the_handler(
         "await (await session.connection()).close()",
         "await (await session.connection()).invalidate()",
         "async with (await session.connection()).begin_nested(): pass",
+        "await session.execute(text('COMMIT'))",
+        "await session.execute(text(' rollback;'))",
+        "await (await session.connection()).exec_driver_sql('END')",
     ],
 )
 async def test_handler_that_ends_the_transaction_is_refused(

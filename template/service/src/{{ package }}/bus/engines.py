@@ -12,7 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .errors import WiringError
-from .session import note_failures
+from .session import watch
 from .sqlite import sqlite_engine
 
 # What a connection that cannot be made raises; asyncpg's own errors come as they are.
@@ -78,7 +78,7 @@ class Database:
             # them, must not cost it its leases.
             self.worker = _postgresql_engine(self.url, pool_size=_WORKERS_OWN)
             self.worker_reader = self.worker.execution_options(postgresql_readonly=True)
-        note_failures(self.writer)
+        watch(self.writer)
         # PostgreSQL: for a single statement, which is its own transaction.
         self.autocommit = self.worker.execution_options(isolation_level="AUTOCOMMIT")
         # What the units of work of queries read from: nothing else may lag behind.

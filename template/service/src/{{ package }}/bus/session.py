@@ -1,6 +1,7 @@
 """The session that handlers get: it is part of a unit of work, which alone begins and ends it."""
 
 import asyncio
+import re
 from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import event
@@ -18,6 +19,10 @@ _ENDS = "bus_unit_ends"
 _CUT_OFF = "bus_unit_cut_off"
 _DRIVER = "bus_unit_driver"
 _CONNECTION = "bus_unit_connection"
+# As SQL, which is not how SQLAlchemy does it; ROLLBACK TO is of a savepoint.
+_ENDING = re.compile(
+    r"\s*(COMMIT|ROLLBACK(?!\s+(?:TRANSACTION\s+)?TO\b)|BEGIN|START|END|ABORT)\b", re.IGNORECASE
+)
 # In a connection's info: the error of a statement that nothing has undone yet.
 _FAILED = "bus_failed"
 
@@ -183,11 +188,18 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
         session.info[_CUT_OFF] = True
 
 
-def note_failures(engine: AsyncEngine) -> None:
-    """Let the units of work on this engine know of statements that failed."""
+def watch(engine: AsyncEngine) -> None:
+    """Let the units of work on this engine know of statements that failed, or would end them."""
+    event.listen(engine.sync_engine, "before_cursor_execute", _refuse_end)
     event.listen(engine.sync_engine, "handle_error", _after_error)
     event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
     event.listen(engine.sync_engine, "checkin", _forget_at_the_end)
+
+
+def _refuse_end(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+    # SQLAlchemy would not know, and the unit would store the events of what was rolled back.
+    if found := _ENDING.match(statement):
+        raise _refusal("execute", f'text("{found[1]}")')
 
 
 def _after_error(context: ExceptionContext) -> None:
@@ -206,10 +218,11 @@ def _forget_at_the_end(_: object, record: ConnectionPoolEntry) -> None:
     record.info.pop(_FAILED, None)
 
 
-def _refusal(what: str) -> BusError:
+def _refusal(what: str, arguments: str = "") -> BusError:
     return BusError(
-        f"session.{what}() in a handler: the unit of work commits when the handler returns, and"
-        " rolls back when it raises. To undo only a part, use `async with bus.savepoint():`."
+        f"session.{what}({arguments}) in a handler: the unit of work commits when the handler"
+        " returns, and rolls back when it raises. To undo only a part, use"
+        " `async with bus.savepoint():`."
     )
 
 
