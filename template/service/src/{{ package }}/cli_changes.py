@@ -241,7 +241,7 @@ def move(
         ask(f"Move {counted(len(left.ids), 'delivery')} to {to}?", yes)
     moved = run_operations(lambda operations: operations.move(left, to, who=who, reason=reason))
     tell_changed("move", moved, len(left.ids), as_json)
-    if moved < len(left.ids) and not as_json:
+    if not as_json:
         states = run_operations(lambda operations: operations.not_moved(left, to))
         tell_not_moved(states, listener, to)
 

@@ -98,14 +98,19 @@ def tell_changed(action: str, changed: int, total: int, as_json: bool) -> None:
 
 
 def tell_not_moved(states: Mapping[str, int], listener: str, to: str) -> None:
-    """Why some stayed where they were, and how to be rid of them."""
+    """Why some stayed where they were, and how to be rid of them and of the listener."""
     for state, count in states.items():
         why = "being worked" if state == "working" else f"{state} by now"
         if state in FITTING["move"]:
             why = f"left, as {to} has the event already"
         typer.echo(f"{counted(count, 'delivery')}: {why}.")
-    if set(states) <= set(FITTING["move"]):
-        typer.echo(f"Nothing else is left to move: `events retire {listener} --drop` is next.")
+    if "working" in states:
+        typer.echo(f"When that has ended, `events move {listener} {to}` again.")
+    drop = " --drop" if set(states) & set(FITTING["move"]) else ""
+    typer.echo(
+        f"Next: `events retire {listener}{drop}`. Until then deliveries are made for it that"
+        " nothing runs."
+    )
 
 
 def warn_unattended(unattended: Iterable[str]) -> None:
