@@ -257,6 +257,19 @@ async def test_lag_tells_what_waits_behind_a_dead_letter(desk: Desk) -> None:
     assert (await desk.operations.health())["held"] == 2
 
 
+async def test_health_leaves_out_what_waits_for_retired_listeners(desk: Desk) -> None:
+    await desk.write("a", "b", "c")
+    await desk.order()
+    await desk.put(state=["pending", "dead", "waiting"], lane=["other", "k", "k"])
+    before = await desk.operations.health()
+    assert (before["pending"], before["dead"], before["held"]) == (1, 1, 1)
+    assert before["oldest_pending_seconds"] is not None
+    await desk.service.write(sa.update(desk.tables.subscription).values(retired_at=sa.func.now()))
+    after = await desk.operations.health()
+    assert (after["pending"], after["dead"], after["held"]) == (0, 1, 0)
+    assert after["oldest_pending_seconds"] is None
+
+
 async def test_lag_tells_what_is_being_filled(desk: Desk) -> None:
     assert [one["filling"] for one in await desk.operations.lag()] == [False]
     await desk.service.write("UPDATE bus_subscription SET backfilled_to = 0")

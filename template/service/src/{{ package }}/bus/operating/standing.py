@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,6 +16,8 @@ from .filters import unknown_listener
 
 Row = dict[str, Any]
 """One thing that was found, by the names of its columns."""
+
+T = TypeVar("T")
 
 # A worker says every few seconds that it lives; one that does not is gone, or hangs.
 ALIVE = dt.timedelta(seconds=30)
@@ -103,12 +105,14 @@ class Standing:
     async def health(self) -> Row:
         """pending, scheduled and dead: how many; oldest_pending_seconds: since when, or None.
 
-        held: how many wait behind a dead letter.
+        held: how many wait behind a dead letter. What retired listeners have left waits for nobody,
+        and is not counted, but for dead letters.
         """
         async with self._database.reader.connect() as connection:
-            pending = await _counts(connection, "pending")
+            retired = await _retired(connection)
+            pending = _without(retired, await _counts(connection, "pending"))
             dead = await _counts(connection, "dead")
-            held = await _held(connection)
+            held = _without(retired, await _held(connection))
             since = await recorded(connection, [first for _, first in pending.values()])
             oldest = min(since.values(), default=None)
             scheduled = await connection.scalar(
@@ -168,6 +172,17 @@ class Standing:
     def _pause(self, one: Subscribed) -> dt.datetime | None:
         is_paused = one.paused_until is not None and one.paused_until > self._now()
         return one.paused_until if is_paused else None
+
+
+async def _retired(connection: AsyncConnection) -> Collection[int]:
+    subscription = tables.subscription
+    query = sa.select(subscription.c.id).where(subscription.c.retired_at.is_not(None))
+    return set(await connection.scalars(query))
+
+
+def _without(retired: Collection[int], found: Mapping[int, T]) -> Mapping[int, T]:
+    # There are few: to ask the database for the others could cost it the index.
+    return {one: value for one, value in found.items() if one not in retired}
 
 
 async def _counts(connection: AsyncConnection, state: str) -> Mapping[int, tuple[int, int]]:
