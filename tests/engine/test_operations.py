@@ -1,6 +1,7 @@
 """Operators see and change deliveries: only what they were shown, and never what is worked."""
 
 import datetime as dt
+import textwrap
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -427,7 +428,50 @@ async def test_edit_is_planned_and_refuses_another_key(desk: Desk) -> None:
     planned = await desk.operations.plan_edit(delivery.id, {"text": "b"}, other_key=True)
     assert (planned.old_key, planned.key) == ("a", "b")
     assert planned.changes == {"text": ("a", "b")}
-    assert (await desk.operations.plan_edit(delivery.id, {"text": "a"})).changes == {}
+
+
+PARCELS = """
+    from shop.bus import Event
+    from pydantic import BaseModel
+    class Line(BaseModel):
+        amount: int = 1
+    class Packed(Event, key="id"):
+        id: str
+        note: str = ""
+        first: Line = Line()
+        lines: list[Line] = []
+"""
+
+
+async def test_edit_refuses_what_would_change_nothing_or_vanish(
+    shop: Shop, start: Start, url: str
+) -> None:
+    listener = COPIES.replace("NoteWritten", "Packed")
+    notes(
+        shop,
+        listeners=f"from .contracts import Packed\n{textwrap.dedent(listener)}",
+        contracts=PARCELS,
+    )
+    desk = Desk(await start(url))
+    contracts = shop.module("slices.notes.contracts")
+    given = {"id": "a", "lines": [{"amount": 1}]}
+    await desk.service.runtime.publish(contracts.Packed.model_validate(given))
+    await desk.put(state="dead")
+    [delivery] = await desk.service.deliveries()
+    refused = {
+        "has no field nte. Did you mean note?": {**given, "nte": "x"},
+        "has no field first.amuont. Did you mean amount?": {**given, "first": {"amuont": 2}},
+        "has no field lines.0.colour.": {**given, "lines": [{"amount": 1, "colour": "red"}]},
+        f"nothing to correct. To run the delivery again, `events retry {delivery.id}`.": given,
+    }
+    for attempt in (desk.operations.plan_edit, partial(desk.operations.edit, **WHO)):
+        for told, payload in refused.items():
+            with pytest.raises(shop.module("bus.errors").OperationError) as error:
+                await attempt(delivery.id, payload)
+            assert str(error.value).endswith(told)
+    assert await desk.states() == ["dead"]
+    await desk.service.write(sa.update(desk.tables.event).values(version=0))
+    await desk.operations.plan_edit(delivery.id, given)
 
 
 async def test_edited_event_is_delivered(desk: Desk) -> None:

@@ -2,8 +2,9 @@
 
 import datetime as dt
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 from uuid import UUID
 
@@ -46,7 +47,7 @@ async def plan_edit(
 ) -> Edit:
     """What `edit` would do; changes nothing. Raises OperationError."""
     old = await _failed(connection, delivery_id)
-    values = _corrected(catalog, old, payload, other_key=other_key)
+    values = _corrected(catalog, delivery_id, old, payload, other_key=other_key)
     before, after = old.payload, values["payload"]
     changes = {
         field: (before.get(field), after.get(field))
@@ -72,7 +73,7 @@ async def edit(
     """
     delivery = tables.delivery
     old = await _failed(connection, delivery_id, locked=True)
-    values = _corrected(catalog, old, payload, other_key=other_key)
+    values = _corrected(catalog, delivery_id, old, payload, other_key=other_key)
     await lock_keys(connection, {old.key, values["key"]})
     dropped = await connection.execute(
         sa.update(delivery)
@@ -122,6 +123,7 @@ async def _failed(
             delivery.c.state,
             event.c.id,
             event.c.name,
+            event.c.version,
             event.c.key,
             event.c.payload,
             event.c.headers,
@@ -147,6 +149,7 @@ async def _failed(
 
 def _corrected(
     catalog: Catalog,
+    delivery_id: int,
     old: sa.Row[*tuple[Any, ...]],
     payload: Mapping[str, Any],
     *,
@@ -162,6 +165,14 @@ def _corrected(
         raise OperationError(
             f"The payload does not fit version {version} of {found.name}: {told(error)}"
         ) from error
+    stored = payload_of(event)
+    if unknown := list(_unknown(payload, stored)):
+        raise OperationError("\n".join(f"{found.name} has no field {one}" for one in unknown))
+    if (stored, found.cls.event_version) == (old.payload, old.version):
+        raise OperationError(
+            "The payload is as it was: there is nothing to correct. To run the delivery again,"
+            f" `events retry {delivery_id}`."
+        )
     key = key_of(event)
     if key != old.key and not other_key:
         raise OperationError(
@@ -172,8 +183,23 @@ def _corrected(
         "name": found.name,
         "version": found.cls.event_version,
         "key": key,
-        "payload": payload_of(event),
+        "payload": stored,
     }
+
+
+def _unknown(given: Any, stored: Any, place: str = "") -> Iterator[str]:
+    """What is given and would not be stored: the place of each field, and what may be meant."""
+    if isinstance(given, Mapping) and isinstance(stored, Mapping):
+        for name, value in given.items():
+            if name in stored:
+                yield from _unknown(value, stored[name], f"{place}{name}.")
+                continue
+            close = get_close_matches(name, sorted(stored.keys() - given.keys()), n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            yield f"{place}{name}.{hint}"
+    elif isinstance(given, list) and isinstance(stored, list):
+        for number, (value, kept) in enumerate(zip(given, stored, strict=False)):
+            yield from _unknown(value, kept, f"{place}{number}.")
 
 
 async def _store(
