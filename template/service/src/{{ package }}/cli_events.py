@@ -27,6 +27,7 @@ from .cli_output import (
     tell_block,
     tell_one,
     text,
+    warn_of_more,
     warn_unattended,
 )
 from .settings import Settings
@@ -46,17 +47,19 @@ Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="No more than so 
 @events.command("list")
 def list_(where: Where = "", limit: Limit = 50, as_json: AsJson = False) -> None:
     """Deliveries, the newest first."""
-    rows = run_operations(lambda operations: operations.deliveries(where, limit=limit))
+    rows = run_operations(lambda operations: operations.deliveries(where, limit=limit + 1))
     columns = ("id", "state", "listener", "event", "key", "failures", "error_type", "recorded_at")
     none = "None. (An event has no delivery if nobody listens to it, or if it is still scheduled.)"
-    tell(rows, columns, as_json, none=none)
+    tell(rows[:limit], columns, as_json, none=none)
+    warn_of_more(rows, limit, "newest")
 
 
 @events.command()
 def scheduled(where: WhereScheduled = "", limit: Limit = 50, as_json: AsJson = False) -> None:
     """Events that are not due yet, the next one first."""
-    rows = run_operations(lambda operations: operations.scheduled(where, limit=limit))
-    tell(rows, ("due", "name", "key", "id", "correlation_id"), as_json)
+    rows = run_operations(lambda operations: operations.scheduled(where, limit=limit + 1))
+    tell(rows[:limit], ("due", "name", "key", "id", "correlation_id"), as_json)
+    warn_of_more(rows, limit, "next")
 
 
 @events.command()
@@ -114,11 +117,11 @@ def health(as_json: AsJson = False) -> None:
 @events.command()
 def audit(limit: Limit = 50, as_json: AsJson = False) -> None:
     """What was changed by hand, the newest first."""
-    rows = run_operations(lambda operations: operations.changes(limit=limit))
-    if as_json:
-        return print_json(rows)
-    told = [{**one, "listener": _listener_of(one["details"])} for one in rows]
-    return tell(told, ("at", "who", "action", "listener", "filter", "count", "reason"))
+    rows = run_operations(lambda operations: operations.changes(limit=limit + 1))
+    told = [{**one, "listener": _listener_of(one["details"])} for one in rows[:limit]]
+    columns = ("at", "who", "action", "listener", "filter", "count", "reason")
+    print_json(rows[:limit]) if as_json else tell(told, columns)
+    warn_of_more(rows, limit, "newest")
 
 
 @events.command()

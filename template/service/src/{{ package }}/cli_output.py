@@ -113,6 +113,12 @@ def tell_not_moved(states: Mapping[str, int], listener: str, to: str) -> None:
     )
 
 
+def warn_of_more(rows: Sequence[Row], limit: int, which: str) -> None:
+    """Tell that not all are shown, if one row more than the limit was found."""
+    if len(rows) > limit:
+        typer.echo(f"Only the {which} {limit} are shown: --limit N shows more.", err=True)
+
+
 def warn_unattended(unattended: Iterable[str]) -> None:
     """Name listeners that nothing runs."""
     for listener in unattended:
