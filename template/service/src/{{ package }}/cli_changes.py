@@ -128,7 +128,7 @@ def cancel(
     chosen = run_operations(lambda operations: operations.select_scheduled(found))
     for missing in sorted(set(ids or ()) - set(chosen.ids)):
         typer.echo(f"No event {missing} is to be published later.", err=True)
-    _do(Operations.cancel, chosen, "event", yes, as_json, who=who, reason=reason)
+    _do(Operations.cancel, chosen, "event", ids, yes, as_json, who=who, reason=reason)
 
 
 @changes.command()
@@ -259,19 +259,30 @@ def _change(
     found = _where("delivery", ids, where)
     chosen = run_operations(lambda operations: operations.select(action, found))
     _tell_unfit(action, set(ids or ()) - set(chosen.ids))
-    _do(change, chosen, "delivery", yes, as_json, **who_and_why)
+    _do(change, chosen, "delivery", ids, yes, as_json, **who_and_why)
 
 
 def _do(
-    change: Change, chosen: Selection, what: str, yes: bool, as_json: bool, **who_and_why: str
+    change: Change,
+    chosen: Selection,
+    what: str,
+    named: Sequence[int] | Sequence[UUID] | None,
+    yes: bool,
+    as_json: bool,
+    **who_and_why: str,
 ) -> None:
-    """Show how many there are, ask, and then change just those."""
+    """Show how many there are, ask, and then change just those.
+
+    Ends with status 1 if some were named by their ids, and none of them could be changed.
+    """
     total = len(chosen.ids)
     tell_counts(chosen.counts, as_json)
     if total:
         ask(f"{chosen.action.capitalize()} {counted(total, what)}?", yes)
     changed = run_operations(lambda operations: change(operations, chosen, **who_and_why))
     tell_changed(chosen.action, changed, total, as_json)
+    if named and not changed:
+        raise typer.Exit(1)
 
 
 def _tell_unfit(action: str, ids: Collection[int]) -> None:
