@@ -14,7 +14,13 @@ from .bus.operating.changes import Selection
 from .bus.operating.filters import duration
 from .bus.operating.operations import Operations
 from .bus.operating.standing import Row
-from .cli_events import Listener, Where, WhereScheduled, run_operations
+from .cli_events import (
+    Listener,
+    Where,
+    WhereScheduled,
+    run_operations,
+    warn_of_unknown_events,
+)
 from .cli_output import (
     AsJson,
     Yes,
@@ -125,6 +131,7 @@ def cancel(
 ) -> None:
     """Take events back that are published for later."""
     found = _where("id", ids, where)
+    warn_of_unknown_events(found)
     chosen = run_operations(lambda operations: operations.select_scheduled(found))
     for missing in sorted(set(ids or ()) - set(chosen.ids)):
         typer.echo(f"No event {missing} is to be published later.", err=True)
@@ -141,6 +148,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Run a listener again over past events; what it did for them it does again."""
+    warn_of_unknown_events(where)
     planned = run_operations(lambda operations: operations.plan_replay(listener, where))
     total = len(planned.places)
     tell_counts([{"event": name, "count": n} for name, n in planned.counts.items()], as_json)
@@ -257,6 +265,7 @@ def _change(
 ) -> None:
     """Find deliveries, say which of the named ones are not among them, and change the others."""
     found = _where("delivery", ids, where)
+    warn_of_unknown_events(found)
     chosen = run_operations(lambda operations: operations.select(action, found))
     _tell_unfit(action, set(ids or ()) - set(chosen.ids))
     _do(change, chosen, "delivery", ids, yes, as_json, **who_and_why)

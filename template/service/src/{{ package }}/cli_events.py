@@ -47,6 +47,7 @@ Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="No more than so 
 @events.command("list")
 def list_(where: Where = "", limit: Limit = 50, as_json: AsJson = False) -> None:
     """Deliveries, the newest first."""
+    warn_of_unknown_events(where)
     rows = run_operations(lambda operations: operations.deliveries(where, limit=limit + 1))
     columns = ("id", "state", "listener", "event", "key", "failures", "error_type", "recorded_at")
     none = "None. (An event has no delivery if nobody listens to it, or if it is still scheduled.)"
@@ -57,6 +58,7 @@ def list_(where: Where = "", limit: Limit = 50, as_json: AsJson = False) -> None
 @events.command()
 def scheduled(where: WhereScheduled = "", limit: Limit = 50, as_json: AsJson = False) -> None:
     """Events that are not due yet, the next one first."""
+    warn_of_unknown_events(where)
     rows = run_operations(lambda operations: operations.scheduled(where, limit=limit + 1))
     tell(rows[:limit], ("due", "name", "key", "id", "correlation_id"), as_json)
     warn_of_more(rows, limit, "next")
@@ -141,6 +143,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="It is JSON anyway.")] = False,
 ) -> None:
     """Deliveries with their events, a line of JSON for each."""
+    warn_of_unknown_events(where)
     try:
         run_operations(lambda operations: _export(operations, where, output))
     except _UnwrittenError as unwritten:
@@ -153,6 +156,14 @@ def run_operations(do: Callable[[Operations], Awaitable[T]]) -> T:
     database = Database(Settings().database_url)
     operations = Operations(database, build(PACKAGE, database=database).catalog)
     return asyncio.run(reaching(database, lambda: do(operations)))
+
+
+def warn_of_unknown_events(where: str) -> None:
+    """Warn of events in a filter that nobody knows: most likely a name is misspelt."""
+    if "event=" not in where:
+        return
+    for told in run_operations(lambda operations: operations.unknown_events(where)):
+        typer.echo(f"warning: {told}", err=True)
 
 
 async def reaching(database: Database, do: Callable[[], Awaitable[T]]) -> T:

@@ -69,6 +69,11 @@ class Filter:
         """The last value given for a field; None if there is none."""
         return next((one.values[-1] for one in reversed(self.terms) if one.field == field), None)
 
+    def exact(self, field: str) -> list[str]:
+        """All values given for a text, but parts of it."""
+        terms = (one for one in self.terms if (one.field, one.operator) == (field, "="))
+        return [value for one in terms for value in one.values]
+
     def _condition(
         self, term: Term, listeners: Mapping[str, int], event: sa.FromClause
     ) -> Condition:
@@ -135,6 +140,13 @@ def unknown_listener(name: str, known: Collection[str]) -> str:
     close = get_close_matches(name, known)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known: {', '.join(sorted(known))}."
     return f"no listener {name!r} has a subscription in this database. {hint}"
+
+
+def unknown_event(name: str, known: Collection[str]) -> str:
+    """Says that there is no such event, and which one may be meant."""
+    close = get_close_matches(name, known)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    return f"neither this code nor a subscription knows an event {name!r}.{hint}"
 
 
 def _terms(text: str, now: dt.datetime) -> Iterator[Term]:

@@ -14,7 +14,7 @@ from ..catalog import Catalog
 from ..clock import utc_now
 from ..engines import Database
 from ..errors import OperationError
-from ..subscriptions import lock_log, log_floor, until_locked, wanted_as
+from ..subscriptions import lock_log, log_floor, names_of_events, until_locked, wanted_as
 from ..waking import waking
 from .audit import Audit
 from .changes import (
@@ -30,7 +30,7 @@ from .changes import (
 )
 from .checks import Finding, check
 from .edits import Edit, edit, plan_edit
-from .filters import parse, quoted
+from .filters import parse, quoted, unknown_event
 from .inspection import Inspection
 from .replays import Replay, plan, play
 from .standing import Subscribed
@@ -88,6 +88,17 @@ class Operations(Inspection):
         async with self._database.reader.connect() as connection:
             self._refuse_present(await self._subscription(connection, listener), listener)
         return await self.select(action, f"listener={quoted(listener)}")
+
+    async def unknown_events(self, where: str) -> list[str]:
+        """What to say of events that a filter names, and neither the code nor a subscription knows.
+
+        They are no error: what is stored may be of a class that is gone. Raises OperationError.
+        """
+        named = parse(where, self._now()).exact("event")
+        async with self._database.reader.connect() as connection:
+            subscribed = await self._subscriptions(connection)
+        known = names_of_events(self._catalog).union(*(one.events for one in subscribed))
+        return [unknown_event(one, sorted(known)) for one in named if one not in known]
 
     async def retry(self, chosen: Selection, *, who: str, reason: str = "") -> int:
         """Let dead letters run again, and what waits for its next attempt run now.
