@@ -785,6 +785,12 @@ async def test_check_names_what_this_code_cannot_deliver(
             1,
         ),
     }
+    assert list(shop.module("bus.operating.checks").remedies(findings)) == [
+        "no such listener in this code",
+        "no such event in this code",
+        "is newer than this code's",
+        "the payload does not fit",
+    ]
     await desk.operations.retire("notes.copy", **WHO)
     assert "notes.copy" not in {one.listener for one in await desk.operations.check()}
 

@@ -16,6 +16,7 @@ import typer
 from .app import PACKAGE, StartError, check_database
 from .bus.engines import UNREACHABLE, Database
 from .bus.errors import OperationError
+from .bus.operating.checks import remedies
 from .bus.operating.operations import Operations
 from .bus.operating.standing import Row
 from .bus.runtime import build
@@ -129,11 +130,14 @@ def audit(limit: Limit = 50, as_json: AsJson = False) -> None:
 @events.command()
 def check(as_json: AsJson = False) -> None:
     """Whether this code can deliver all that the database holds; exits with 1 if not."""
-    found = [asdict(one) for one in run_operations(Operations.check)]
+    found = run_operations(Operations.check)
     columns = ("count", "problem", "listener", "event", "example")
-    tell(found, columns, as_json, none="All can be delivered.")
-    if found:
-        raise typer.Exit(1)
+    tell(map(asdict, found), columns, as_json, none="All can be delivered.")
+    if not found:
+        return
+    for problem, remedy in {} if as_json else remedies(found).items():
+        typer.echo(f"\n{problem}: {remedy}")
+    raise typer.Exit(1)
 
 
 @events.command()

@@ -32,6 +32,36 @@ class Finding:
     example: str
 
 
+# By words of the problem; one that is not here says itself what to do.
+_REMEDIES = {
+    "no such listener in this code": "If it has another name now, declare the old one (aliases=)."
+    " If another one takes its place, `events move OLD NEW`, then `events retire OLD`; if none"
+    " does, `events retire OLD`.",
+    "the listener does not take this event any more": "Let it take the event until they are"
+    " done, or give them up: `events drop --where 'listener=… event=…'`.",
+    "no such event in this code": "If it has another name now, declare the old one (aliases=)."
+    " If it is gone, keep its class until they are done, or give them up: `events drop`, or"
+    " `events cancel` if they are scheduled.",
+    "is newer than this code's": "A newer version of the service stored them: let that deliver"
+    " them before you go back to this one.",
+    "has no upcaster in this code any more": "Bring it back: @upcast(Event, from_version=…).",
+    "the payload does not fit": "If all of an old form do not, give the event a new version and"
+    " an upcaster from the old one; `events retry ID --edit FILE` corrects a single one.",
+    "the upcaster of version": "Mend the upcaster; `events retry ID --edit FILE` corrects a single"
+    " one.",
+}
+
+
+def remedies(found: Iterable[Finding]) -> Mapping[str, str]:
+    """What to do, by the kind of the problem."""
+    problems = [one.problem for one in found]
+    return {
+        words: remedy
+        for words, remedy in _REMEDIES.items()
+        if any(words in problem for problem in problems)
+    }
+
+
 async def check(database: Database, catalog: Catalog) -> list[Finding]:
     """What of all that is unfinished, dead or scheduled this code could not decode or route.
 
