@@ -620,7 +620,7 @@ async def test_replay_refuses_what_is_below_the_floor(desk: Desk) -> None:
 async def test_pause_lasts_until_it_is_resumed(desk: Desk) -> None:
     await desk.operations.pause("notes.copy", **WHO)
     [row] = await desk.operations.lag()
-    assert (row["paused_until"].year, row["paused_reason"]) == (9999, "a gateway was down")
+    assert (row["paused_until"].year, row["paused_reason"]) == (9999, "a gateway was down (alice)")
     await desk.operations.resume("notes.copy", who="bob")
     [row] = await desk.operations.lag()
     assert (row["paused_until"], row["paused_reason"]) == (None, None)

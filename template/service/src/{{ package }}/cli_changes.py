@@ -33,6 +33,7 @@ from .cli_output import (
     tell_edit,
     tell_not_moved,
     text,
+    until,
 )
 
 changes = typer.Typer()
@@ -176,11 +177,10 @@ def pause(
     length = None if span is None else duration(span)
     _show_lag(listener, as_json)
     ask(f"Pause {listener}?", yes)
-    until = run_operations(
+    end = run_operations(
         lambda operations: operations.pause(listener, span=length, who=who, reason=reason)
     )
-    told = f"until {text(until)}" if length else "until it is resumed"
-    print_json({"until": until}) if as_json else typer.echo(f"Paused {told}.")
+    print_json({"until": end}) if as_json else typer.echo(f"Paused {until(end)}.")
 
 
 @changes.command()

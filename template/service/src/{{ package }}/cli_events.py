@@ -28,6 +28,7 @@ from .cli_output import (
     tell_block,
     tell_one,
     text,
+    until,
     warn_of_more,
     warn_unattended,
 )
@@ -207,14 +208,17 @@ def _note(lag: Row) -> str:
     """Why deliveries of a listener may not be running."""
     if lag["retired_at"]:
         return f"retired {text(lag['retired_at'])}"
-    paused = f"paused until {text(lag['paused_until'])}: {lag['paused_reason']}"
     reasons = {
-        paused: lag["paused_until"],
+        f"paused {_pause(lag)}": lag["paused_until"],
         "being filled": lag["filling"],
         f"{lag['held']} wait behind a dead letter": lag["held"],
         "no process runs it": not lag["attended"],
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds)
+
+
+def _pause(row: Row) -> str:
+    return f"{until(row['paused_until'])}: {row['paused_reason']}"
 
 
 def _listener_of(details: Row) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from .bus.operating.changes import FITTING
 from .bus.operating.edits import Edit
-from .bus.operating.standing import Row
+from .bus.operating.standing import FOR_EVER, Row
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -152,6 +152,13 @@ def text(value: object) -> str:
         case list() | dict():
             return json.dumps(value, default=str)
     return str(value)
+
+
+def until(time: dt.datetime | None) -> str:
+    """When a pause ends, as people read it."""
+    if time is not None and time >= FOR_EVER:
+        return "until it is resumed"
+    return f"until {text(time)}"
 
 
 def span(seconds: float | None) -> str:

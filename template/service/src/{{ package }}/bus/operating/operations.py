@@ -33,9 +33,7 @@ from .edits import Edit, edit, plan_edit
 from .filters import parse, quoted, unknown_event
 from .inspection import Inspection
 from .replays import Replay, plan, play
-from .standing import Subscribed
-
-_FOR_EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+from .standing import FOR_EVER, Subscribed
 
 
 class Operations(Inspection):
@@ -208,10 +206,12 @@ class Operations(Inspection):
     ) -> dt.datetime:
         """Start nothing of this listener for a time (None: until resume); returns until when."""
         try:
-            until = self._now() + span if span is not None else _FOR_EVER
+            until = self._now() + span if span is not None else FOR_EVER
         except OverflowError:
-            until = _FOR_EVER
-        values = {"paused_until": until, "paused_reason": reason or f"paused by {who}"}
+            until = FOR_EVER
+        # Who it was tells it from a pause that the service has made.
+        why = f"{reason} ({who})" if reason else f"paused by {who}"
+        values = {"paused_until": until, "paused_reason": why}
         async with self._database.writer.begin() as connection:
             await self._set(connection, "pause", listener, values, who=who, reason=reason)
         return until

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 # A worker says every few seconds that it lives; one that does not is gone, or hangs.
 ALIVE = dt.timedelta(seconds=30)
+# When a pause ends that lasts until it is resumed.
+FOR_EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 _UNFINISHED = ("pending", "waiting", "working", "dead")
 
 
