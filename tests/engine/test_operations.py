@@ -697,7 +697,9 @@ async def test_retired_listener_that_is_back_is_taken_up_again(
     [finding] = await desk.operations.check()
     assert (finding.listener, finding.count) == ("notes.hear", 0)
     assert "events resume" in finding.problem
-    assert await desk.operations.resume("notes.hear", **WHO) is not None
+    resumed = await desk.operations.resume("notes.hear", **WHO)
+    assert resumed.retired_since is not None
+    assert await desk.operations.resume("notes.hear", **WHO) is None
     assert await desk.operations.check() == []
     await desk.write("after")
     await desk.service.runtime.relay.work_off()

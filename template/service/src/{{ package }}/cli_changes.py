@@ -194,9 +194,12 @@ def resume(
     """End a pause; take up again a listener that was retired, and is back in the code."""
     _show_lag(listener, as_json)
     ask(f"Resume {listener}?", yes)
-    since = run_operations(lambda operations: operations.resume(listener, who=who, reason=reason))
+    done = run_operations(lambda operations: operations.resume(listener, who=who, reason=reason))
+    since = done and done.retired_since
     if as_json:
-        print_json({"resumed": listener, "retired_since": since})
+        print_json({"resumed": listener if done else None, "retired_since": since})
+    elif done is None:
+        typer.echo(f"{listener} was not paused: nothing has changed.")
     elif since is None:
         typer.echo("Resumed.")
     else:

@@ -186,9 +186,19 @@ async def reaching(database: Database, do: Callable[[], Awaitable[T]]) -> T:
 def _show_delivery(delivery: Row) -> None:
     """What matters first; the traceback of the last failure only."""
     failed = delivery["failed_attempts"]
-    names = ("state", "corrected_by", "listener", "failures", "losses", "error_type", "error_frame")
+    names = (
+        "state",
+        "paused",
+        "corrected_by",
+        "listener",
+        "failures",
+        "losses",
+        "error_type",
+        "error_frame",
+    )
     times = ("due", "finished_at", "lane", "run")
-    shown = {one: delivery[one] for one in (*names, *times)}
+    told = {**delivery, "paused": _pause(delivery) if delivery["paused_until"] else None}
+    shown = {one: told[one] for one in (*names, *times)}
     tell_block(f"delivery {delivery['id']}", shown)
     if not failed:
         return

@@ -41,7 +41,8 @@ class Inspection(Standing):
     async def show(self, which: int | UUID) -> Row:
         """An event with its deliveries, each with every attempt that failed.
 
-        corrected_by is the event that was delivered instead, if a delivery was corrected by hand.
+        corrected_by is the event that was delivered instead, if a delivery was corrected by hand;
+        paused_until and paused_reason are those of its listener, if it is yet to run.
         which is the id of an event, or of one delivery, which is then the only one. Raises
         OperationError if there is none.
         """
@@ -66,7 +67,10 @@ class Inspection(Standing):
             )
             attempts = rows_of(await connection.execute(failed.order_by(attempt.c.id)))
             corrected = await _corrected(connection, events[0])
+            subscribed = {one.id: one for one in await self._subscriptions(connection)}
         for one in deliveries:
+            to_run = one["state"] in ("pending", "waiting")
+            one |= self._pause(subscribed[one["subscription_id"]] if to_run else None)
             one["corrected_by"] = corrected.get(one["id"])
             one["failures"] = one.pop("attempts")
             one["failed_attempts"] = [row for row in attempts if row["delivery_id"] == one["id"]]

@@ -3,7 +3,7 @@
 import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -34,6 +34,12 @@ from .filters import parse, quoted, unknown_event
 from .inspection import Inspection
 from .replays import Replay, plan, play
 from .standing import FOR_EVER, Subscribed
+
+
+class Resumed(NamedTuple):
+    """A listener that runs again; retired_since is None if it was only paused, or on probation."""
+
+    retired_since: dt.datetime | None
 
 
 class Operations(Inspection):
@@ -216,22 +222,25 @@ class Operations(Inspection):
             await self._set(connection, "pause", listener, values, who=who, reason=reason)
         return until
 
-    async def resume(self, listener: str, *, who: str, reason: str = "") -> dt.datetime | None:
+    async def resume(self, listener: str, *, who: str, reason: str = "") -> Resumed | None:
         """End a pause; take up again a listener that was retired, and is in this code again.
 
         Such a one is filled with what was published meanwhile if it starts at the beginning, or
-        else goes on with what is published from now on. Returns since when it was retired. Raises
-        OperationError if this code does not have it, or what it would need is removed.
+        else goes on with what is published from now on. Returns None, and leaves no audit row, if
+        it was neither paused nor retired. Raises OperationError if this code does not have one that
+        was retired, or what it would need is removed.
         """
         ended = {"paused_until": None, "paused_reason": None}
 
-        async def attempt() -> dt.datetime | None:
+        async def attempt() -> Resumed | None:
             async with waking(self._database) as connection:
                 found = await self._subscription(connection, listener)
+                if found.retired_at is None and found.paused_reason is None:
+                    return None
                 revived = {} if found.retired_at is None else await self._revived(connection, found)
                 values = {**ended, **revived}
                 await self._set(connection, "resume", listener, values, who=who, reason=reason)
-            return found.retired_at
+            return Resumed(found.retired_at)
 
         return await until_locked(attempt)
 

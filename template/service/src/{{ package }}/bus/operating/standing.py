@@ -85,8 +85,7 @@ class Standing:
                     **{state: counts[state].get(one.id, (0, 0))[0] for state in _UNFINISHED},
                     "held": held.get(one.id, 0),
                     "oldest_seconds": oldest and (self._now() - oldest).total_seconds(),
-                    "paused_until": self._pause(one),
-                    "paused_reason": one.paused_reason if self._pause(one) else None,
+                    **self._pause(one),
                     "retired_at": one.retired_at,
                     "filling": one.backfilled_to is not None and one.retired_at is None,
                     "attended": not running.isdisjoint(one.names),
@@ -171,9 +170,11 @@ class Standing:
             row["alive"] = row["seen_at"] > self._now() - ALIVE
         return rows
 
-    def _pause(self, one: Subscribed) -> dt.datetime | None:
-        is_paused = one.paused_until is not None and one.paused_until > self._now()
-        return one.paused_until if is_paused else None
+    def _pause(self, one: Subscribed | None) -> Row:
+        """paused_until and paused_reason; None if it is not paused, or is None."""
+        if one is None or one.paused_until is None or one.paused_until <= self._now():
+            return {"paused_until": None, "paused_reason": None}
+        return {"paused_until": one.paused_until, "paused_reason": one.paused_reason}
 
 
 async def _retired(connection: AsyncConnection) -> Collection[int]:
