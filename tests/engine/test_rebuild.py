@@ -65,6 +65,11 @@ MANY_AT_ONCE = """
             await apply(event, session)
 """
 
+LEDGER_AND_MAIL = f"""{ONE_BY_ONE}
+    @listen
+    async def mail(event: Booked) -> None: ...
+"""
+
 
 def ledger(shop: Shop, listeners: str = ONE_BY_ONE, first: str = "pass", **more: str) -> None:
     """A slice with a read model; first is what its listener does before anything else."""
@@ -135,6 +140,18 @@ def small_steps(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks, and a last one, of a log that a test fills in no time."""
     for name, value in (("_CHUNK", 5), ("_LITTLE", 10)):
         monkeypatch.setattr(shop.module("bus.operating.rebuilds"), name, value)
+
+
+async def test_replay_knows_that_a_listener_keeps_a_read_model(
+    shop: Shop, start: Start, sqlite_url: str
+) -> None:
+    ledger(shop, LEDGER_AND_MAIL)
+    desk = Desk(await start(sqlite_url))
+    operations = shop.module("bus.operating.operations").Operations(
+        desk.service.database, desk.service.runtime.catalog
+    )
+    assert (await operations.plan_replay("ledger.balance")).is_read_model
+    assert not (await operations.plan_replay("ledger.mail")).is_read_model
 
 
 @pytest.mark.parametrize("listeners", [ONE_BY_ONE, MANY_AT_ONCE], ids=["one", "many"])

@@ -156,6 +156,12 @@ def replay(
     if total:
         again = "What it did for them it does again, unless it finds that it is done already."
         typer.echo(again, err=as_json)
+        if planned.is_read_model:
+            model = (
+                f"It keeps a read model: `projections rebuild {listener}` makes that anew, while a"
+                " replay over rows that are there will most likely fail."
+            )
+            typer.echo(model, err=as_json)
         ask(f"Run {listener} again over {counted(total, 'event')}?", yes)
     with progress("Replay", total) as step:
         made = run_operations(

@@ -32,6 +32,7 @@ from .checks import Finding, check
 from .edits import Edit, edit, plan_edit
 from .filters import parse, quoted, unknown_event
 from .inspection import Inspection
+from .projections import read_models
 from .replays import Replay, plan, play
 from .standing import FOR_EVER, Subscribed
 
@@ -189,7 +190,10 @@ class Operations(Inspection):
         """Which past events a replay would run a listener again over. Raises OperationError."""
         async with self._database.reader.connect() as connection:
             subscribed = await self._subscription(connection, listener)
-            return await plan(connection, subscribed, parse(where, self._now()))
+            models = [name for one in read_models(self._catalog) for name in one.names]
+            is_model = not set(models).isdisjoint(subscribed.names)
+            found = parse(where, self._now())
+            return await plan(connection, subscribed, found, is_read_model=is_model)
 
     async def replay(
         self,

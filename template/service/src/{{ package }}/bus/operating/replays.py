@@ -28,7 +28,8 @@ class Replay:
     """The events that a listener is to run over again, fixed when they were counted.
 
     places are their positions in the log; where one was corrected for the listener, corrected has
-    the position of what it gets instead. counts has how many there are by name.
+    the position of what it gets instead. counts has how many there are by name. is_read_model: it
+    makes rows of events, which are there already.
     """
 
     listener: Subscribed
@@ -36,9 +37,12 @@ class Replay:
     places: tuple[int, ...]
     corrected: Mapping[int, int]
     counts: Mapping[str, int]
+    is_read_model: bool = False
 
 
-async def plan(connection: AsyncConnection, listener: Subscribed, found: Filter) -> Replay:
+async def plan(
+    connection: AsyncConnection, listener: Subscribed, found: Filter, *, is_read_model: bool
+) -> Replay:
     """The past events that a listener wants and a filter means. Raises OperationError.
 
     A correction that was made for the listener stands for the event that it corrects, and is meant
@@ -70,7 +74,9 @@ async def plan(connection: AsyncConnection, listener: Subscribed, found: Filter)
     corrected = {
         place: given for place in places if (given := corrections.given_at(place)) != place
     }
-    return Replay(listener, found.text, tuple(sorted(places)), corrected, counts)
+    return Replay(
+        listener, found.text, tuple(sorted(places)), corrected, counts, is_read_model=is_read_model
+    )
 
 
 async def play(
