@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Any
 from uuid import UUID
 
@@ -32,12 +33,16 @@ Condition = sa.ColumnElement[bool]
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One condition of a filter: any of the values will do. at is where it stands in the text."""
+    """One condition of a filter: any of the values will do.
+
+    at is where it stands in the text, written how its values do.
+    """
 
     field: str
     operator: str
     values: tuple[Any, ...]
     at: int
+    written: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +119,14 @@ def parse(text: str, now: dt.datetime) -> Filter:
     `field=value` is exact, `field=a,b` either of them, `field~part` a part of a text in any case;
     what has spaces or commas stands in double quotes. since and until take a duration back from now
     (`90s`, `10m`, `1h`, `7d`) or a time (`2026-01-31T08:00`, in UTC if it does not say).
-    Raises OperationError with the place of the mistake and what is known there.
+    Raises OperationError with the place of the mistake and what is known there; conditions of which
+    one excludes the other are a mistake.
     """
-    return Filter(text, tuple(_terms(text, now)))
+    terms = tuple(_terms(text, now))
+    for one, other in combinations(terms, 2):
+        if problem := _exclusion(one, other):
+            raise _refusal(text, other.at, problem)
+    return Filter(text, terms)
 
 
 def duration(text: str) -> dt.timedelta:
@@ -149,6 +159,29 @@ def unknown_event(name: str, known: Collection[str]) -> str:
     return f"neither this code nor a subscription knows an event {name!r}.{hint}"
 
 
+def _exclusion(one: Term, other: Term) -> str:
+    """Why no delivery fulfils both conditions, and what to write instead; '' if one may."""
+    fields = {one.field, other.field}
+    if fields == {"since", "until"}:
+        since, until = (one, other) if one.field == "since" else (other, one)
+        if since.values[0] < until.values[0]:
+            return ""
+        told = "since has to be before until."
+        if since.values == until.values:
+            return told
+        return f"{told} To turn them around, write since={until.written} until={since.written}."
+    is_exact = one.operator == other.operator == "="
+    if len(fields) > 1 or not is_exact or "since" in fields or "until" in fields:
+        return ""
+    if not set(one.values).isdisjoint(other.values):
+        return ""
+    told = f"nothing has two values as {one.field}."
+    # In quotes a comma is one.
+    if '"' in one.written + other.written:
+        return told
+    return f"{told} For either of them, write {one.field}={one.written},{other.written}."
+
+
 def _terms(text: str, now: dt.datetime) -> Iterator[Term]:
     at = 0
     while at < len(text):
@@ -166,10 +199,17 @@ def _terms(text: str, now: dt.datetime) -> Iterator[Term]:
 
 def _term(text: str, at: int, found: re.Match[str], now: dt.datetime) -> Term:
     field, operator, value = found["field"], found["operator"], found["value"]
+    if field.endswith("!") and operator:
+        problem = f"there is no !{operator}. Write what is meant, such as state=pending,dead."
+        raise _refusal(text, found.end("field") - 1, problem)
+    hint = ""
+    if not operator and at:
+        hint = ' (A value with spaces stands in double quotes: error~"no luck".)'
     if field not in _FIELDS:
-        raise _refusal(text, at, f"no field {field!r}. Fields: {', '.join(_FIELDS)}.")
+        known = ", ".join(_FIELDS)
+        raise _refusal(text, at, f"no field {field!r}. Fields: {known}.{hint}")
     if not operator:
-        raise _refusal(text, found.end("field"), f"expected {field}=…")
+        raise _refusal(text, found.end("field"), f"expected {field}=…{hint}")
     if operator == "~" and field not in _WITH_PARTS:
         known = ", ".join(_WITH_PARTS)
         raise _refusal(text, at, f"{field} is exact, {field}=…; ~ is for {known}.")
@@ -182,7 +222,7 @@ def _term(text: str, at: int, found: re.Match[str], now: dt.datetime) -> Term:
     else:
         parts = [value] if operator == "~" else value.split(",")
     try:
-        return Term(field, operator, tuple(_FIELDS[field](one, now) for one in parts), at)
+        return Term(field, operator, tuple(_FIELDS[field](one, now) for one in parts), at, value)
     except (ValueError, OverflowError, OperationError) as error:
         raise _refusal(text, found.start("value"), f"{field}: {error}") from None
 
