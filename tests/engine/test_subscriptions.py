@@ -24,6 +24,52 @@ async def names(service: Service, kind: str) -> list[str]:
     )
 
 
+def hears(*listeners: str) -> str:
+    """Listeners that note their name with the text; such as 'hear', or 'take of hear' (alias)."""
+    source = ""
+    for one in listeners:
+        name, _, alias = one.partition(" of ")
+        source += f"@listen{f'(aliases={alias!r})' if alias else ''}\n"
+        source += f"async def {name}(event: NoteWritten) -> None:\n"
+        source += f"    seen.append('{name} ' + event.text)\n"
+    return source
+
+
+async def upgraded(shop: Shop, url: str, *listeners: str) -> None:
+    """`db upgrade` by code with these listeners."""
+    shop.forget()
+    notes(shop, listeners=hears(*listeners))
+    database = shop.database(url)
+    catalog, subscribing = shop.build(database).catalog, shop.module("bus.subscriptions")
+    wanted, known = subscribing.wanted_by(catalog), subscribing.names_of_events(catalog)
+    try:
+        await subscribing.subscribe(database, wanted, upgrade_to=known)
+    finally:
+        await database.close()
+
+
+async def deployed(shop: Shop, start: Start, url: str, *listeners: str) -> Service:
+    """`db upgrade` and then a start."""
+    await upgraded(shop, url, *listeners)
+    return await start(url)
+
+
+async def with_two(shop: Shop, start: Start, url: str) -> Service:
+    """hear was renamed to take, which was deployed without an alias: each has what it got."""
+    notes(shop, listeners=hears("hear"))
+    service = await start(url)
+    await service.send(shop.messages().Write(text="a"))
+    service = await deployed(shop, start, url, "take")
+    await service.send(shop.messages().Write(text="b"))
+    return service
+
+
+def desk_of(service: Service) -> Any:
+    """What operators do."""
+    operations = service.shop.module("bus.operating.operations")
+    return operations.Operations(service.database, service.runtime.catalog)
+
+
 async def started_again(shop: Shop, start: Start, url: str, **options: object) -> Service:
     """The service after its slices were edited."""
     shop.forget()
@@ -105,6 +151,110 @@ async def test_renamed_listener_keeps_its_deliveries(shop: Shop, start: Start, u
     assert shop.seen == ["a", "b"]
     assert await names(service, "listener") == ["notes.hear", "notes.take"]
     assert len(await subscriptions(service)) == 1
+
+
+async def test_old_name_that_is_given_to_a_new_listener_is_that_ones(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=hears("hear"))
+    await start(url)
+    service = await deployed(shop, start, url, "take of hear")
+    await service.send(shop.messages().Write(text="a"))
+    service = await deployed(shop, start, url, "take", "hear")
+    await service.send(shop.messages().Write(text="b"))
+    # In a rolling deploy a process of before starts again: it takes nothing of the new one's.
+    shop.forget()
+    notes(shop, listeners=hears("take of hear"))
+    older = await start(url)
+    await older.runtime.relay.work_off()
+    assert shop.seen == ["take a", "take b"]
+    assert await names(service, "listener") == ["notes.hear", "notes.take"]
+    shop.forget()
+    notes(shop, listeners=hears("take", "hear"))
+    await (await start(url)).settled()
+    assert shop.seen == ["take a", "take b", "hear b"]
+
+
+async def test_process_of_before_a_renaming_finds_its_subscription(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(shop, listeners=hears("hear"))
+    await start(url)
+    await deployed(shop, start, url, "take of hear")
+    shop.forget()
+    notes(shop, listeners=hears("hear"))
+    service = await start(url)
+    await service.send(shop.messages().Write(text="a"))
+    await service.settled()
+    assert shop.seen == ["hear a"]
+    # So it does when an upgrade takes the renaming back.
+    await deployed(shop, start, url, "hear")
+    assert await subscriptions(service) == ["notes.hear"]
+
+
+async def test_two_listeners_never_share_a_subscription(shop: Shop, start: Start, url: str) -> None:
+    notes(shop, listeners=hears("hear"))
+    await start(url)
+    await deployed(shop, start, url, "take of hear")
+    service = await deployed(shop, start, url, "keep of take")
+    both = "notes.hear and notes.take were both names of notes.keep"
+    with pytest.raises(shop.bus.WiringError, match=both):
+        await upgraded(shop, url, "hear", "take")
+    await upgraded(shop, url, "hear of keep", "take")
+    assert await subscriptions(service) == ["notes.hear", "notes.take"]
+
+
+async def test_alias_of_another_subscription_is_refused_until_that_is_retired(
+    shop: Shop, start: Start, url: str
+) -> None:
+    service = await with_two(shop, start, url)
+    advice = (
+        "notes.hear is an alias of notes.take, but has a subscription beside that of notes.take,"
+        ".* `events move notes.hear notes.take`, then `events retire notes.hear`, and upgrade again"
+    )
+    with pytest.raises(shop.bus.WiringError, match=advice):
+        await upgraded(shop, url, "take of hear")
+    assert await subscriptions(service) == ["notes.hear", "notes.take"]
+    # A start may be that of an older process: it works for what has its name now.
+    service = await start(url)
+    await service.send(shop.messages().Write(text="c"))
+    await service.runtime.relay.work_off()
+    assert shop.seen == ["take b", "take c"]
+    desk = desk_of(service)
+    left = await desk.select_left("move", "notes.hear")
+    assert await desk.move(left, "notes.take", who="alice") == 1
+    assert await desk.retire("notes.hear", drop=True, who="alice") == 2
+    service = await deployed(shop, start, url, "take of hear")
+    await service.send(shop.messages().Write(text="d"))
+    await service.settled()
+    assert shop.seen == ["take b", "take c", "take a", "take d"]
+    assert await desk_of(service).check() == []
+
+
+async def test_subscription_that_nothing_runs_is_told_though_an_alias_names_it(
+    shop: Shop, start: Start, url: str, logged: list[Any]
+) -> None:
+    service = await with_two(shop, start, url)
+    shop.forget()
+    notes(shop, listeners=hears("take of hear"))
+    logged.clear()
+    service = await start(url)
+    warned = [line["listener"] for line in logged if "no such listener" in line["event"]]
+    assert warned == ["notes.hear"]
+    [finding] = await desk_of(service).check()
+    assert (finding.listener, finding.count) == ("notes.hear", 2)
+    with pytest.raises(Exception, match=r"notes.take is still in this code"):
+        await desk_of(service).retire("notes.take", who="alice")
+
+
+async def test_alias_of_two_subscriptions_is_refused_though_its_own_is_retired(
+    shop: Shop, start: Start, url: str
+) -> None:
+    service = await with_two(shop, start, url)
+    service = await deployed(shop, start, url, "hear")
+    await desk_of(service).retire("notes.take", who="alice")
+    with pytest.raises(shop.bus.WiringError, match=r"`events resume notes.take`, then `events m"):
+        await upgraded(shop, url, "take of hear")
 
 
 async def test_renamed_event_reaches_its_listeners(shop: Shop, start: Start, url: str) -> None:

@@ -1,7 +1,8 @@
 """Writes down which listeners want which events; deliveries are made from these rows."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,12 +74,73 @@ def names_of_events(catalog: Catalog) -> set[str]:
     return {name for one in catalog.events.values() for name in one.names}
 
 
-def wanted_as(catalog: Catalog, names: Collection[str]) -> Wanted | None:
-    """What the code wants of a listener that is stored under one of these names, if it has it."""
-    for one in wanted_by(catalog):
-        if not set(one.names).isdisjoint(names):
-            return one
-    return None
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A subscription as it is stored: under its listener's current name, and those before it."""
+
+    id: int
+    listener: str
+    names: frozenset[str]
+    slice: str
+    ordered: bool
+    is_retired: bool
+
+
+async def stored_in(connection: AsyncConnection, *, held: bool = False) -> list[Stored]:
+    """All subscriptions, by their listeners; held: they stay so until the transaction ends."""
+    row, name = tables.subscription, tables.subscription_name
+    query = sa.select(row).order_by(row.c.listener)
+    rows = (await connection.execute(query.with_for_update() if held else query)).all()
+    names = defaultdict[int, set[str]](set)
+    of_listeners = sa.select(name.c.subscription_id, name.c.name).where(name.c.kind == "listener")
+    for number, one in await connection.execute(of_listeners):
+        names[number].add(one)
+    return [
+        Stored(
+            id=one.id,
+            listener=one.listener,
+            names=frozenset({one.listener, *names[one.id]}),
+            slice=one.slice,
+            ordered=one.ordered,
+            is_retired=one.retired_at is not None,
+        )
+        for one in rows
+    ]
+
+
+def tie(wanted: Sequence[Wanted], stored: Sequence[Stored]) -> dict[int, Wanted]:
+    """Which listener each subscription (by its id) is for; some are for none, or not there yet.
+
+    A listener is found by its current name; if there is none, by an alias that is the current name
+    of one; else by a name that one had before. Raises WiringError if one would be for two.
+    """
+    tied: dict[int, Wanted] = {}
+    for fits in _FITS:
+        # What has got its own before is no candidate: so an old name that became another
+        # listener's own is that one's. In a rolling deploy a process of before the renaming knows
+        # only the old name, which is stored until somebody else has it; one that starts even later
+        # takes the new listener's for its own, as nothing tells the two apart.
+        free = [row for row in stored if row.id not in tied]
+        have = set(tied.values())
+        for one in wanted:
+            found = [row for row in free if fits(one, row)]
+            if one in have or not found:
+                continue
+            best = min(found, key=lambda row: (row.is_retired, row.id))
+            if (other := tied.setdefault(best.id, one)) is not one:
+                raise WiringError(
+                    f"{other.listener} and {one.listener} were both names of {best.listener}, whose"
+                    f" subscription can be only one's: let that one have {best.listener} in its"
+                    " aliases."
+                )
+    return tied
+
+
+_FITS: Sequence[Callable[[Wanted, Stored], bool]] = (
+    lambda one, row: row.listener == one.listener,
+    lambda one, row: row.listener in one.aliases,
+    lambda one, row: not row.names.isdisjoint(one.names),
+)
 
 
 async def subscribe(
@@ -93,14 +155,25 @@ async def subscribe(
     upgrade_to are the names of all events that the code knows; not for a start, which may be that
     of an older process while a newer one runs. Listeners get their current names and settings then,
     and those of the events that they want no more are forgotten. Other names may be of a newer
-    version, and nothing is published under them if they are not.
+    version, and nothing is published under them if they are not. Raises WiringError if an alias is
+    the current name of a further subscription; a start goes on, as that may be of a newer version.
     """
+    is_upgrade = upgrade_to is not None
 
     async def subscribe() -> dict[str, int]:
         async with database.writer.begin() as connection:
             if database.dialect == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            found = {one.listener: await _subscribe(connection, one, upgrade_to) for one in wanted}
+            stored = await stored_in(connection, held=is_upgrade)
+            tied = tie(wanted, stored)
+            if is_upgrade:
+                _refuse_further(tied, stored)
+            rows = {tied[row.id].listener: row for row in stored if row.id in tied}
+            found = {
+                one.listener: await _subscribe(connection, one, rows.get(one.listener), upgrade_to)
+                for one in wanted
+            }
+            await _forget_names(connection)
             for name in await _retired(connection, found.values()):
                 log.warning("retired: it gets nothing until `events resume`", listener=name)
             return found
@@ -140,12 +213,28 @@ async def lock_log(connection: AsyncConnection) -> int:
     return newest or 0
 
 
+def _refuse_further(tied: Mapping[int, Wanted], stored: Sequence[Stored]) -> None:
+    """Leave it to a person to bring two subscriptions together: the other may still be worked."""
+    for kept in stored:
+        aliases = tied[kept.id].aliases if kept.id in tied else ()
+        for other in stored:
+            if other.listener in aliases and other.id not in tied and not other.is_retired:
+                resume = f"`events resume {kept.listener}`, then " if kept.is_retired else ""
+                raise WiringError(
+                    f"{other.listener} is an alias of {tied[kept.id].listener}, but has a"
+                    f" subscription beside that of {kept.listener}, and nothing would run what it"
+                    f" gets: type {resume}`events move {other.listener} {kept.listener}`, then"
+                    f" `events retire {other.listener}`, and upgrade again."
+                )
+
+
 async def _subscribe(
-    connection: AsyncConnection, wanted: Wanted, upgrade_to: Collection[str] | None
+    connection: AsyncConnection,
+    wanted: Wanted,
+    stored: Stored | None,
+    upgrade_to: Collection[str] | None,
 ) -> int:
-    found = await _find(connection, wanted.names)
-    if found is None:
-        found = await _create(connection, wanted)
+    found = stored.id if stored else await _create(connection, wanted)
     await _store_names(connection, found, "listener", wanted.names)
     await _store_names(connection, found, "event", wanted.events)
     if upgrade_to is not None:
@@ -163,16 +252,6 @@ async def _retired(connection: AsyncConnection, ids: Collection[int]) -> Sequenc
     row = tables.subscription
     query = sa.select(row.c.listener).where(row.c.id.in_(ids), row.c.retired_at.is_not(None))
     return (await connection.scalars(query.order_by(row.c.listener))).all()
-
-
-async def _find(connection: AsyncConnection, names: Sequence[str]) -> int | None:
-    name = tables.subscription_name
-    found: int | None = await connection.scalar(
-        sa.select(sa.func.min(name.c.subscription_id)).where(
-            name.c.kind == "listener", name.c.name.in_(names)
-        )
-    )
-    return found
 
 
 async def _create(connection: AsyncConnection, wanted: Wanted) -> int:
@@ -227,6 +306,15 @@ async def _store_names(
             await connection.execute(
                 sa.insert(name).values(kind=kind, name=new, subscription_id=subscription_id)
             )
+
+
+async def _forget_names(connection: AsyncConnection) -> None:
+    """An old name that is another listener's now means that one only."""
+    name, row = tables.subscription_name, tables.subscription
+    is_anothers = sa.exists().where(
+        row.c.listener == name.c.name, row.c.id != name.c.subscription_id
+    )
+    await connection.execute(sa.delete(name).where(name.c.kind == "listener", is_anothers))
 
 
 async def _forget_events(

@@ -11,14 +11,20 @@ from pydantic import ValidationError
 from .. import tables
 from ..catalog import Catalog
 from ..engines import Database
-from ..subscriptions import wanted_as, wanted_by
+from ..subscriptions import Wanted, stored_in, tie, wanted_by
 from ..texts import message_of
 from ..upcasting import readers
 
 _CHUNK = 500
 
-Subscription = tuple[str, frozenset[str]]
-"""A listener's name, and the names under which its subscription is stored."""
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A stored subscription by its listener's name, and what this code wants of it, if anything."""
+
+    listener: str
+    wanted: Wanted | None
+    is_retired: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,50 +77,35 @@ async def check(database: Database, catalog: Catalog) -> list[Finding]:
     checker = _Checker(catalog)
     counts: Counter[tuple[str, str | None, str]] = Counter()
     examples: dict[tuple[str, str | None, str], str] = {}
-    subscriptions = await _subscriptions(database)
-    async for listener, row, example in _stored(database, subscriptions):
-        for problem in checker.problems(listener, row):
-            kind = (problem, listener and listener[0], row.name)
+    subscriptions = await _subscriptions(database, catalog)
+    async for subscription, row, example in _stored(database, subscriptions):
+        for problem in checker.problems(subscription, row):
+            kind = (problem, subscription.listener if subscription else None, row.name)
             counts[kind] += 1
             examples.setdefault(kind, example)
     found = [
         Finding(*kind, count, examples[kind]) for kind, count in sorted(counts.items(), key=str)
     ]
-    lost = checker.lost(subscriptions.values(), {one.listener for one in found})
-    return [*found, *lost, *_retired(catalog, await _subscriptions(database, retired=True))]
+    lost = _lost(subscriptions.values(), {one.listener for one in found})
+    return [*found, *lost, *_retired(subscriptions.values())]
 
 
 class _Checker:
     def __init__(self, catalog: Catalog) -> None:
         self._readers = readers(catalog)
-        self._wanted = {
-            name: frozenset(one.events)
-            for one in wanted_by(catalog)
-            for name in (one.listener, *one.aliases)
-        }
         # Deliveries of one event follow each other, and its payload is the same for all of them.
         self._last: tuple[Any, tuple[str, ...]] = (None, ())
 
-    def problems(self, listener: Subscription | None, row: sa.Row[Any]) -> tuple[str, ...]:
-        routing = self._routing(listener, row.name) if listener else ()
+    def problems(self, subscription: Subscription | None, row: sa.Row[Any]) -> tuple[str, ...]:
+        routing = self._routing(subscription, row.name) if subscription else ()
         if self._last[0] != row.id:
             self._last = (row.id, tuple(self._decoding(row)))
         return (*routing, *self._last[1])
 
-    def lost(
-        self, subscriptions: Iterable[Subscription], told: Collection[str | None]
-    ) -> Iterator[Finding]:
-        """Listeners that the code has no more, though nothing is there for them yet."""
-        for listener, names in subscriptions:
-            if listener not in told and self._wanted.keys().isdisjoint(names):
-                problem = "no such listener in this code, and events are still kept for it"
-                yield Finding(problem, listener, "", 0, "")
-
-    def _routing(self, listener: Subscription, event: str) -> tuple[str, ...]:
-        known = [self._wanted[name] for name in listener[1] if name in self._wanted]
-        if not known:
+    def _routing(self, subscription: Subscription, event: str) -> tuple[str, ...]:
+        if (wanted := subscription.wanted) is None:
             return ("no such listener in this code",)
-        if event in self._readers and not any(event in events for events in known):
+        if event in self._readers and event not in wanted.events:
             return ("the listener does not take this event any more",)
         return ()
 
@@ -137,29 +128,26 @@ class _Checker:
         return ()
 
 
-def _retired(catalog: Catalog, subscriptions: Mapping[int, Subscription]) -> Iterator[Finding]:
-    for listener, names in subscriptions.values():
-        if wanted := wanted_as(catalog, names):
+def _lost(subscriptions: Iterable[Subscription], told: Collection[str | None]) -> Iterator[Finding]:
+    """Listeners that the code has no more, though nothing is there for them yet."""
+    for one in subscriptions:
+        if one.wanted is None and not one.is_retired and one.listener not in told:
+            problem = "no such listener in this code, and events are still kept for it"
+            yield Finding(problem, one.listener, "", 0, "")
+
+
+def _retired(subscriptions: Iterable[Subscription]) -> Iterator[Finding]:
+    for one in subscriptions:
+        if one.wanted and one.is_retired:
             problem = "retired, so that it gets nothing: `events resume` takes it up again"
-            yield Finding(problem, listener, ", ".join(wanted.events), 0, "")
+            yield Finding(problem, one.listener, ", ".join(one.wanted.events), 0, "")
 
 
-async def _subscriptions(database: Database, *, retired: bool = False) -> dict[int, Subscription]:
-    subscription, name = tables.subscription, tables.subscription_name
-    query = (
-        sa.select(subscription.c.id, subscription.c.listener, name.c.name)
-        .outerjoin(
-            name, sa.and_(name.c.subscription_id == subscription.c.id, name.c.kind == "listener")
-        )
-        .where(subscription.c.retired_at.is_not(None) == retired)
-        .order_by(subscription.c.listener)
-    )
-    found: dict[int, Subscription] = {}
+async def _subscriptions(database: Database, catalog: Catalog) -> dict[int, Subscription]:
     async with database.reader.connect() as connection:
-        for row in await connection.execute(query):
-            _, names = found.get(row.id, ("", frozenset()))
-            found[row.id] = (row.listener, names | {row.listener, row.name or row.listener})
-    return found
+        stored = await stored_in(connection)
+    tied = tie(wanted_by(catalog), stored)
+    return {one.id: Subscription(one.listener, tied.get(one.id), one.is_retired) for one in stored}
 
 
 async def _stored(
@@ -173,8 +161,9 @@ async def _stored(
         .where(tables.is_in("pending", "waiting", "working", "dead"))
     )
     async for row in _in_chunks(database, deliveries, delivery.c.id):
-        if row.subscription_id in subscriptions:
-            yield subscriptions[row.subscription_id], row, f"delivery {row.at}"
+        found = subscriptions.get(row.subscription_id)
+        if found and not found.is_retired:
+            yield found, row, f"delivery {row.at}"
     later = sa.select(
         scheduled.c.position.label("at"), *(scheduled.c[column.name] for column in decoded)
     )

@@ -14,7 +14,16 @@ from ..catalog import Catalog
 from ..clock import utc_now
 from ..engines import Database
 from ..errors import OperationError
-from ..subscriptions import lock_log, log_floor, names_of_events, until_locked, wanted_as
+from ..subscriptions import (
+    Wanted,
+    lock_log,
+    log_floor,
+    names_of_events,
+    stored_in,
+    tie,
+    until_locked,
+    wanted_by,
+)
 from ..waking import waking
 from .audit import Audit
 from .changes import (
@@ -91,7 +100,7 @@ class Operations(Inspection):
         Raises OperationError if this code still has the listener.
         """
         async with self._database.reader.connect() as connection:
-            self._refuse_present(await self._subscription(connection, listener), listener)
+            await self._refuse_present(connection, await self._subscription(connection, listener))
         return await self.select(action, f"listener={quoted(listener)}")
 
     async def unknown_events(self, where: str) -> list[str]:
@@ -249,7 +258,7 @@ class Operations(Inspection):
         return await until_locked(attempt)
 
     async def _revived(self, connection: AsyncConnection, found: Subscribed) -> dict[str, Any]:
-        wanted = wanted_as(self._catalog, found.names)
+        wanted = await self._wanted(connection, found)
         if wanted is None:
             raise OperationError(
                 f"{found.listener} is retired, and not in this code: nothing would run it."
@@ -284,7 +293,7 @@ class Operations(Inspection):
     ) -> int:
         now, where = self._now(), f"listener={quoted(listener)}"
         found = await self._subscription(connection, listener)
-        self._refuse_present(found, listener)
+        await self._refuse_present(connection, found)
         values: dict[str, Any] = {"retired_at": now}
         if found.retired_at is None and found.backfilled_to is None:
             # If it comes back, it has seen all up to here.
@@ -335,9 +344,13 @@ class Operations(Inspection):
         await audit.add(connection, 1, self._now())
         return found
 
-    def _refuse_present(self, found: Subscribed, listener: str) -> None:
-        if wanted_as(self._catalog, found.names) is not None:
+    async def _wanted(self, connection: AsyncConnection, found: Subscribed) -> Wanted | None:
+        """What this code wants of a subscription: nothing of one whose listener has another."""
+        return tie(wanted_by(self._catalog), await stored_in(connection)).get(found.id)
+
+    async def _refuse_present(self, connection: AsyncConnection, found: Subscribed) -> None:
+        if await self._wanted(connection, found) is not None:
             raise OperationError(
-                f"{listener} is still in this code, which would go on to want its events: remove"
-                " the listener first."
+                f"{found.listener} is still in this code, which would go on to want its events:"
+                " remove the listener first."
             )
