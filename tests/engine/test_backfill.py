@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import DBAPIError
 
 from .conftest import Service, Shop, Start, notes, write
 
@@ -100,6 +99,73 @@ async def test_correction_while_it_is_filled_comes_once(
     assert sorted(shop.seen) == ["a", "b", "good"]
 
 
+async def renamed_while_it_waits(shop: Shop, start: Start, url: str, options: str) -> Service:
+    """hear has two events; begin (with options) is there in its place, and is not filled yet."""
+    notes(shop, listeners=HEARS.format(""))
+    await write(await start(url), "a", "b")
+    shop.forget()
+    fills = HEARS.format(options).replace("hear", "begin")
+    fills += HEARS.format('(start="beginning")').replace("hear", "other")
+    notes(shop, listeners=fills)
+    return await start(url)
+
+
+async def move(service: Service) -> int:
+    """Hand what hear has left to begin."""
+    operations = service.shop.module("bus.operating.operations")
+    desk = operations.Operations(service.database, service.runtime.catalog)
+    left = await desk.select_left("move", "notes.hear")
+    moved: int = await desk.move(left, "notes.begin", who="alice")
+    return moved
+
+
+async def test_what_was_moved_to_it_before_is_not_filled_again(
+    shop: Shop, start: Start, url: str
+) -> None:
+    service = await renamed_while_it_waits(shop, start, url, '(start="beginning")')
+    assert await move(service) == 2
+    await filled(service)
+    await write(service, "c")
+    await service.runtime.relay.work_off()
+    assert sorted(shop.seen) == ["a", "a", "b", "b", "c", "c"]
+
+
+async def test_nothing_is_moved_to_an_ordered_listener_that_is_being_filled(
+    shop: Shop, start: Start, url: str
+) -> None:
+    service = await renamed_while_it_waits(shop, start, url, '(start="beginning", ordered=True)')
+    with pytest.raises(shop.module("bus.errors").OperationError, match=r"wait until .*events lag"):
+        await move(service)
+    await filled(service)
+    assert await move(service) == 0
+
+
+async def test_listener_that_cannot_be_filled_holds_up_no_other(
+    shop: Shop, start: Start, url: str, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    service = await renamed_while_it_waits(shop, start, url, '(start="beginning")')
+    module = shop.module("bus.backfill")
+    step, (broken, *_) = (
+        module._step,
+        await service.column("SELECT id FROM bus_subscription WHERE listener = 'notes.begin'"),
+    )
+
+    async def failing(connection: Any, found: Any, now: Any) -> Any:
+        if found.id == broken:
+            raise LookupError("no luck")
+        return await step(connection, found, now)
+
+    monkeypatch.setattr(module, "_step", failing)
+    while await module.backfill(service.database, service.runtime.clock.now()):
+        pass
+    filling = "SELECT listener FROM bus_subscription WHERE backfilled_to IS NOT NULL"
+    assert await service.column(filling) == ["notes.begin"]
+    [line] = [line for line in logged if "could not be filled" in line["event"]]
+    assert (line["listener"], line["error"]) == ("notes.begin", "LookupError('no luck')")
+    monkeypatch.undo()
+    await filled(service)
+
+
 async def test_events_that_were_removed_cannot_be_had(shop: Shop, start: Start, url: str) -> None:
     notes(shop)
     service = await start(url)
@@ -109,14 +175,11 @@ async def test_events_that_were_removed_cannot_be_had(shop: Shop, start: Start, 
         await with_listener(shop, start, url, '(start="beginning")')
 
 
-async def lock_waited_for(backfill: Any, *arguments: Any) -> bool:
-    """Whether there is more to fill; tried again where others had the lock, as relays do."""
-    while True:
-        try:
-            return bool(await backfill(*arguments))
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != "55P03":
-                raise
+async def filled(service: Service) -> None:
+    """Fill all; a step that others keep from the log is taken again, as relays do."""
+    backfill, clock = service.shop.module("bus.backfill").backfill, service.runtime.clock
+    while await service.rows("SELECT id FROM bus_subscription WHERE backfilled_to IS NOT NULL"):
+        await backfill(service.database, clock.now())
 
 
 @pytest.mark.parametrize("beginning", [False, True])
@@ -138,14 +201,11 @@ async def test_nothing_is_missed_under_load(
     tasks = [asyncio.create_task(publish(number)) for number in range(6)]
     wanted = shop.module("bus.subscriptions").Wanted
     subscribe = shop.module("bus.subscriptions").subscribe
-    backfill = shop.module("bus.backfill").backfill
-    database, clock = publishers[0].database, publishers[0].runtime.clock
     try:
         for round_ in range(5):
             one = wanted(f"notes.l{round_}", (), "notes", ("notes.NoteWritten",), False, beginning)
-            await subscribe(database, [one])
-            while await lock_waited_for(backfill, database, clock.now()):
-                pass
+            await subscribe(publishers[0].database, [one])
+            await filled(publishers[0])
     finally:
         going = False
         await asyncio.gather(*tasks)

@@ -1,5 +1,6 @@
 """Operators see and change deliveries: only what they were shown, and never what is worked."""
 
+import asyncio
 import datetime as dt
 import textwrap
 from functools import partial
@@ -722,6 +723,43 @@ async def test_retired_listener_that_is_back_is_taken_up_again(
     assert shop.seen == ["before", *missed, "after"]
 
 
+async def test_listener_that_is_retired_during_the_last_step_of_its_filling_has_seen_all(
+    shop: Shop, start: Start, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes(shop)
+    desk = Desk(await start(postgresql_url))
+    await desk.write("a", "b")
+    filled = COPIES.replace("@listen", '@listen(start="beginning")')
+    shop.forget()
+    notes(shop, listeners=filled)
+    await start(postgresql_url)
+    shop.forget()
+    notes(shop, listeners="")
+    desk = Desk(await start(postgresql_url))
+    module, now = shop.module("bus.backfill"), desk.service.runtime.clock.now
+    step, tasks = module._step, []
+
+    async def slow(*arguments: Any) -> Any:
+        taken = await step(*arguments)
+        if taken["backfilled_to"] is None:
+            tasks.append(asyncio.create_task(desk.operations.retire("notes.copy", **WHO)))
+            tasks.append(asyncio.create_task(desk.write("c")))
+            await asyncio.sleep(0.3)
+        return taken
+
+    monkeypatch.setattr(module, "_step", slow)
+    while await module.backfill(desk.service.database, now()):
+        pass
+    await asyncio.gather(*tasks)
+    [(seen, filling)] = await desk.service.rows(
+        "SELECT from_position, backfilled_to FROM bus_subscription"
+    )
+    assert filling is None
+    # "c" may have come before it was retired, or after it, but was not missed between the two.
+    positions = [one.event_position for one in await desk.service.deliveries()]
+    assert positions == list(range(1, seen + 1))
+
+
 async def test_listener_whose_events_are_gone_is_not_taken_up_again(
     shop: Shop, start: Start, url: str
 ) -> None:
@@ -750,6 +788,23 @@ async def test_what_is_left_is_moved_to_another_listener(
     assert await desk.states("notes.new_copy") == ["dead", "pending"]
     with pytest.raises(Exception, match=r"no listener 'notes.nobody'"):
         await desk.operations.move(left, "notes.nobody", **WHO)
+
+
+async def test_what_the_other_listener_does_not_hear_is_not_moved(
+    shop: Shop, start: Start, url: str
+) -> None:
+    desk = await without_copy(shop, start, url, "dead", "pending", "working", "done")
+    await desk.service.write("UPDATE bus_event SET name = 'notes.Other' WHERE position = 1")
+    left = await desk.operations.select_left("move", "notes.copy")
+    assert await desk.operations.move(left, "notes.new_copy", **WHO) == 1
+    assert await desk.states("notes.new_copy") == ["pending"]
+    assert await desk.operations.not_moved(left, "notes.new_copy") == {
+        "notes.Other, which notes.new_copy does not hear": 1
+    }
+    left = await desk.operations.select_left("move", "notes.copy")
+    with pytest.raises(Exception, match=r"notes.new_copy does not listen to notes.Other:"):
+        await desk.operations.move(left, "notes.new_copy", **WHO)
+    assert await desk.states() == ["dead", "working", "done"]
 
 
 async def test_what_is_moved_to_an_ordered_listener_takes_turns(

@@ -4,39 +4,55 @@ import datetime as dt
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .engines import Database
-from .outbox import insert_deliveries
+from .outbox import deliveries_of
 from .subscriptions import lock_log
 
 _CHUNK = 5_000
+_row = tables.subscription
+_is_filling = sa.and_(_row.c.backfilled_to.is_not(None), _row.c.retired_at.is_(None))
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 async def backfill(database: Database, now: dt.datetime) -> bool:
-    """Take the next step for one subscription that is being filled; whether there was one.
+    """Take the next step for one subscription that is being filled; whether one was taken.
 
     Until it is full it gets nothing of what is published. The log is locked for moments only: to
-    fix how far all is committed, and for the last chunk, with which it goes live.
+    fix how far all is committed, and for the last chunk, with which it goes live. One that fails is
+    logged when no other has a step to take, and holds up none.
     """
-    row = tables.subscription
-    filling = (
-        sa.select(row.c.id, row.c.from_position, row.c.backfilled_to)
-        .where(row.c.backfilled_to.is_not(None), row.c.retired_at.is_(None))
-        .order_by(row.c.id)
-        .limit(1)
-    )
+    filling = sa.select(_row.c.id, _row.c.listener).where(_is_filling).order_by(_row.c.id)
     async with database.worker_reader.connect() as connection:
-        if (await connection.execute(filling)).first() is None:
-            return False
+        found = (await connection.execute(filling)).all()
+    failed = list[tuple[str, Exception]]()
+    for one in found:
+        try:
+            if await _fill(database, one.id, now):
+                return True
+        except Exception as error:
+            failed.append((one.listener, error))
+    for listener, reason in failed:
+        log.warning("could not be filled, trying again", listener=listener, error=repr(reason))
+    return False
+
+
+async def _fill(database: Database, subscription: int, now: dt.datetime) -> bool:
+    """Take a step for this one, unless another process does, or it is full by now."""
+    this = _row.c.id == subscription
+    filling = sa.select(_row.c.id, _row.c.from_position, _row.c.backfilled_to)
     async with database.worker.begin() as connection:
-        locked = filling.with_for_update(skip_locked=True)
+        locked = filling.where(this, _is_filling).with_for_update(skip_locked=True)
         found = (await connection.execute(locked)).first()
         if found is None:
             return False
         step = await _step(connection, found, now)
-        await connection.execute(sa.update(row).where(row.c.id == found.id).values(step))
+        await connection.execute(sa.update(_row).where(this).values(step))
     if step["backfilled_to"] is None:
         await promote_stuck(database)
     return True
@@ -49,7 +65,8 @@ async def _step(connection: AsyncConnection, found: Any, now: dt.datetime) -> di
         boundary = await lock_log(connection)
     upto = min(done + _CHUNK, boundary)
     await connection.execute(
-        _FILL, {"subscription": found.id, "above": done, "upto": upto, "now": now}
+        _FILL[connection.dialect.name],
+        {"subscription": found.id, "above": done, "upto": upto, "now": now},
     )
     is_live = found.from_position <= done and upto == boundary
     return {"from_position": boundary, "backfilled_to": None if is_live else upto}
@@ -89,7 +106,7 @@ async def promote_stuck(database: Database) -> int:
     return len(stuck)
 
 
-_FILL = insert_deliveries(
+_DELIVERIES = deliveries_of(
     tables.event,
     tables.subscription.c.id == sa.bindparam("subscription"),
     tables.event.c.position > sa.bindparam("above"),
@@ -98,3 +115,8 @@ _FILL = insert_deliveries(
     tables.corrected_for().is_(None),
     waiting=sa.true(),
 )
+# What was moved to it from another listener is there already.
+_FILL = {
+    dialect: insert(tables.delivery).from_select(*_DELIVERIES).on_conflict_do_nothing()
+    for dialect, insert in (("postgresql", postgresql.insert), ("sqlite", sqlite.insert))
+}

@@ -244,7 +244,17 @@ def insert_deliveries(
     *conditions: sa.ColumnElement[bool],
     waiting: sa.ColumnElement[bool] | None = None,
 ) -> sa.Insert:
-    """Insert the deliveries of these events; `now` is bound when it is executed.
+    """Insert the deliveries of these events; as for `deliveries_of`."""
+    columns, wanted = deliveries_of(events, *conditions, waiting=waiting)
+    return sa.insert(tables.delivery).from_select(columns, wanted)
+
+
+def deliveries_of(
+    events: sa.FromClause,
+    *conditions: sa.ColumnElement[bool],
+    waiting: sa.ColumnElement[bool] | None = None,
+) -> tuple[list[str], sa.Select[Any]]:
+    """The deliveries of these events as columns and rows; `now` is bound when it is executed.
 
     waiting: which ordered ones cannot run yet; if None, those behind another of their lane.
     """
@@ -273,7 +283,7 @@ def insert_deliveries(
         .where(*conditions)
         .order_by(events.c.position, subscription.c.id)
     )
-    return sa.insert(tables.delivery).from_select(list(values), wanted)
+    return list(values), wanted
 
 
 def _is_behind_another(events: sa.FromClause) -> sa.ColumnElement[bool]:

@@ -115,7 +115,7 @@ def dropping(now: dt.datetime) -> Change:
 
 
 def moving(to: Subscribed, now: dt.datetime) -> Change:
-    """Goes to another listener, but for what that one has already."""
+    """Goes to another listener, but for what that one has already, or does not listen to."""
     delivery, event = tables.delivery, tables.event
     there = delivery.alias("there")
     is_there = sa.exists().where(
@@ -123,7 +123,9 @@ def moving(to: Subscribed, now: dt.datetime) -> Change:
         there.c.run == delivery.c.run,
         there.c.subscription_id == to.id,
     )
-    key = sa.select(event.c.key).where(event.c.position == delivery.c.event_position)
+    its_event = event.c.position == delivery.c.event_position
+    is_heard = sa.exists().where(its_event, event.c.name.in_(to.events))
+    key = sa.select(event.c.key).where(its_event)
     # In a lane they take turns; elsewhere a dead letter stays one, for a person to look at.
     kept = sa.case((delivery.c.state == "dead", "dead"), else_="pending")
     return _setting(
@@ -136,6 +138,7 @@ def moving(to: Subscribed, now: dt.datetime) -> Change:
             "attempts": 0,
         },
         ~is_there,
+        is_heard,
     )
 
 

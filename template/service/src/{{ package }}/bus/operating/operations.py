@@ -150,12 +150,25 @@ class Operations(Inspection):
     async def move(self, chosen: Selection, to: str, *, who: str, reason: str = "") -> int:
         """Hand deliveries to another listener, all but those whose event and run it has already.
 
-        Raises OperationError if that listener is not there, or retired.
+        Those of events to which it does not listen stay, too. Raises OperationError if that is so
+        of all of them, if the listener is not there, or retired, or if it is to see what is older
+        before, and has not got that yet.
         """
         async with self._database.reader.connect() as connection:
             target = await self._subscription(connection, to)
+            events = await self._events(connection, chosen)
         if target.retired_at is not None:
             raise OperationError(f"{to} is retired: nothing would run what is moved to it.")
+        if target.ordered and target.backfilled_to is not None:
+            raise OperationError(
+                f"{to} is ordered, and still gets what was published before: wait until it is"
+                " filled (`events lag` shows it)."
+            )
+        if events and events.isdisjoint(target.events):
+            raise OperationError(
+                f"{to} does not listen to {', '.join(sorted(events))}: it would not run what is"
+                " moved to it."
+            )
         change = moving(target, self._now())
         return await change_all(
             self._database, chosen, change, now=self._now, who=who, reason=reason, to=to
@@ -247,7 +260,7 @@ class Operations(Inspection):
 
         async def attempt() -> Resumed | None:
             async with waking(self._database) as connection:
-                found = await self._subscription(connection, listener)
+                found = await self._held(connection, listener)
                 if found.retired_at is None and found.paused_reason is None:
                     return None
                 revived = {} if found.retired_at is None else await self._revived(connection, found)
@@ -292,7 +305,7 @@ class Operations(Inspection):
         self, connection: AsyncConnection, listener: str, *, drop: bool, who: str, reason: str
     ) -> int:
         now, where = self._now(), f"listener={quoted(listener)}"
-        found = await self._subscription(connection, listener)
+        found = await self._held(connection, listener)
         await self._refuse_present(connection, found)
         values: dict[str, Any] = {"retired_at": now}
         if found.retired_at is None and found.backfilled_to is None:
@@ -307,16 +320,32 @@ class Operations(Inspection):
         return dropped
 
     async def not_moved(self, chosen: Selection, to: str) -> Mapping[str, int]:
-        """How many of those that were to be moved are not with that listener, by their states."""
-        delivery, states = tables.delivery, Counter[str]()
+        """How many of those that were to be moved are not with that listener, by their states.
+
+        Or, if that listener does not hear their event, by that: it is no reason to drop them.
+        """
+        delivery, event, states = tables.delivery, tables.event, Counter[str]()
         async with self._database.reader.connect() as connection:
             target = await self._subscription(connection, to)
             for ids in batched(chosen.ids):
-                query = sa.select(delivery.c.state).where(
-                    delivery.c.id.in_(ids), delivery.c.subscription_id != target.id
+                query = (
+                    sa.select(delivery.c.state, event.c.name)
+                    .join(event, event.c.position == delivery.c.event_position)
+                    .where(delivery.c.id.in_(ids), delivery.c.subscription_id != target.id)
                 )
-                states.update(await connection.scalars(query))
+                for state, name in await connection.execute(query):
+                    is_heard = name in target.events
+                    states[state if is_heard else f"{name}, which {to} does not hear"] += 1
         return states
+
+    async def _events(self, connection: AsyncConnection, chosen: Selection) -> set[str]:
+        """The names of the events of these deliveries."""
+        delivery, event, names = tables.delivery, tables.event, set[str]()
+        for ids in batched(chosen.ids):
+            query = sa.select(event.c.name).distinct()
+            query = query.join(delivery, event.c.position == delivery.c.event_position)
+            names.update(await connection.scalars(query.where(delivery.c.id.in_(ids))))
+        return names
 
     async def check(self) -> list[Finding]:
         """What of all that is unfinished, dead or scheduled this code could not deliver."""
@@ -343,6 +372,15 @@ class Operations(Inspection):
         )
         await audit.add(connection, 1, self._now())
         return found
+
+    async def _held(self, connection: AsyncConnection, listener: str) -> Subscribed:
+        """A subscription that stays as it is until the transaction ends: no step fills it."""
+        row = tables.subscription
+        found = await self._subscription(connection, listener)
+        held = sa.select(row.c.id).where(row.c.id == found.id).with_for_update()
+        await connection.execute(held)
+        # Read only now: the one that had it may have changed it.
+        return await self._subscription(connection, listener)
 
     async def _wanted(self, connection: AsyncConnection, found: Subscribed) -> Wanted | None:
         """What this code wants of a subscription: nothing of one whose listener has another."""
