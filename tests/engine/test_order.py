@@ -1,6 +1,7 @@
 """Ordered listeners: deliveries with one key in commit order, one at a time."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 import random
 
@@ -168,6 +169,89 @@ async def test_process_that_does_not_know_of_an_order_keeps_it(
     await tell(service, "a", 1, 2)
     assert service.runtime._resources.outbox._ordered == {"counters.Counted"}
     assert await states(service) == ["pending", "waiting"]
+
+
+UNORDERED = LISTENS.replace("(ordered=True)", "")
+
+
+async def upgraded(shop: Shop, start: Start, url: str, listeners: str) -> Service:
+    """The service after `db upgrade` by code with other listeners."""
+    shop.forget()
+    counters(shop, listeners)
+    service, subscribing = await start(url), shop.module("bus.subscriptions")
+    wanted = subscribing.wanted_by(service.runtime.catalog)
+    await subscribing.subscribe(service.database, wanted, upgrade_to=())
+    return service
+
+
+async def put_first(service: Service, state: str) -> None:
+    delivery = service.shop.tables.delivery
+    await service.write(sa.update(delivery).where(delivery.c.id == 1).values(state=state))
+
+
+async def test_what_a_listener_has_before_it_when_it_becomes_ordered_takes_turns(
+    shop: Shop, start: Start, url: str
+) -> None:
+    counters(shop, UNORDERED)
+    service = await start(url)
+    await tell(service, "a", 1, 13, 3)
+    await tell(service, "b", 1)
+    # What is dead by then holds nobody up.
+    await put_first(service, "dead")
+    service = await upgraded(shop, start, url, LISTENS)
+    found = [(one.state, one.lane) for one in await service.deliveries()]
+    assert found == [("dead", None), ("pending", "a"), ("waiting", "a"), ("pending", "b")]
+    await tell(service, "a", 4)
+    await service.runtime.relay.work_off()
+    assert (heard(shop, "a"), heard(shop, "b")) == ([], [1])
+    shop.gate("lucky").set()
+    await service.due_now()
+    await service.runtime.relay.work_off()
+    assert heard(shop, "a") == [13, 3, 4]
+
+
+async def test_what_a_listener_has_before_it_when_its_order_ends_waits_for_nothing(
+    shop: Shop, start: Start, url: str
+) -> None:
+    counters(shop)
+    service = await start(url)
+    await tell(service, "a", 1, 2, 3)
+    await put_first(service, "dead")
+    service = await upgraded(shop, start, url, UNORDERED)
+    found = [(one.state, one.lane) for one in await service.deliveries()]
+    assert found == [("dead", None), ("pending", None), ("pending", None)]
+    await tell(service, "a", 4)
+    await service.runtime.relay.work_off()
+    assert sorted(heard(shop, "a")) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_nothing_that_is_published_meanwhile_escapes_a_change_of_order(
+    shop: Shop, start: Start, postgresql_url: str, ordered: bool
+) -> None:
+    counters(shop, UNORDERED if ordered else LISTENS)
+    service = await start(postgresql_url)
+    going, rounds = True, list[str]()
+
+    async def publish(counter: str) -> None:
+        while going:
+            await tell(service, counter, 1, 2)
+            rounds.append(counter)
+
+    tasks = [asyncio.create_task(publish(counter)) for counter in "aabb"]
+    await until(lambda: len(rounds) > 20)
+    subscribing = shop.module("bus.subscriptions")
+    [wanted] = subscribing.wanted_by(service.runtime.catalog)
+    changed = dataclasses.replace(wanted, ordered=ordered)
+    await subscribing.subscribe(service.database, [changed], upgrade_to=())
+    before = len(rounds)
+    await until(lambda: len(rounds) > before + 20)
+    going = False
+    await asyncio.gather(*tasks)
+    found = [(one.lane is not None, one.state) for one in await service.deliveries()]
+    # One of each key may run.
+    expected = [(True, "pending")] * 2 + [(True, "waiting")] * (len(found) - 2)
+    assert sorted(found) == (expected if ordered else [(False, "pending")] * len(found))
 
 
 async def test_lane_that_is_stuck_is_freed(

@@ -42,25 +42,62 @@ async def promote_next(connection: AsyncConnection, subscription: int, lane: str
 
 async def promote(connection: AsyncConnection, lanes: Iterable[Lane]) -> None:
     """Let the first that waits in each of these lanes be claimed, if nothing is before it."""
-    delivery = tables.delivery
     by_subscription: dict[int, set[str]] = defaultdict(set)
     for subscription, lane in lanes:
         by_subscription[subscription].add(lane)
     for subscription, keys in by_subscription.items():
-        first = (
-            sa.select(sa.func.min(delivery.c.id))
-            .where(
-                delivery.c.subscription_id == subscription,
-                delivery.c.lane.in_(sorted(keys)),
-                tables.is_in("waiting"),
-                tables.is_unfinished(delivery),
-            )
-            .group_by(delivery.c.subscription_id, delivery.c.lane)
-            .having(~sa.exists().where(is_occupied(delivery)).correlate(delivery))
+        await _promote(connection, subscription, tables.delivery.c.lane.in_(sorted(keys)))
+
+
+async def begin_lanes(connection: AsyncConnection, subscription: int) -> None:
+    """What this one has before it takes turns from now on. Nobody may publish meanwhile.
+
+    What runs, or is dead, stays outside of the lanes: it began when there was no order.
+    """
+    delivery, event = tables.delivery, tables.event
+    key = sa.select(event.c.key).where(event.c.position == delivery.c.event_position)
+    await connection.execute(
+        tables.unlocked(
+            delivery.c.subscription_id == subscription,
+            tables.is_in("pending"),
+            delivery.c.lane.is_(None),
+        ).values(lane=key.scalar_subquery(), state="waiting")
+    )
+    await _promote(connection, subscription)
+
+
+async def end_lanes(connection: AsyncConnection, subscription: int) -> None:
+    """What waits for its turn need not any more. Nobody may publish meanwhile."""
+    delivery = tables.delivery
+    await connection.execute(
+        tables.unlocked(
+            delivery.c.subscription_id == subscription,
+            delivery.c.lane.is_not(None),
+            tables.is_in("waiting", "pending", "dead"),
+        ).values(
+            lane=None, state=sa.case((tables.is_in("waiting"), "pending"), else_=delivery.c.state)
         )
-        await connection.execute(
-            sa.update(delivery).where(delivery.c.id.in_(first)).values(state="pending")
+    )
+
+
+async def _promote(
+    connection: AsyncConnection, subscription: int, *conditions: sa.ColumnElement[bool]
+) -> None:
+    delivery = tables.delivery
+    first = (
+        sa.select(sa.func.min(delivery.c.id))
+        .where(
+            delivery.c.subscription_id == subscription,
+            tables.is_in("waiting"),
+            tables.is_unfinished(delivery),
+            *conditions,
         )
+        .group_by(delivery.c.subscription_id, delivery.c.lane)
+        .having(~sa.exists().where(is_occupied(delivery)).correlate(delivery))
+    )
+    await connection.execute(
+        sa.update(delivery).where(delivery.c.id.in_(first)).values(state="pending")
+    )
 
 
 def is_behind(row: sa.FromClause) -> sa.ColumnElement[bool]:

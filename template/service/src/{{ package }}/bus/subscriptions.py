@@ -16,6 +16,7 @@ from .catalog import Catalog, event_types
 from .clock import utc_now
 from .engines import Database
 from .errors import OperationError, WiringError
+from .lanes import begin_lanes, end_lanes
 from .marks import Listens
 
 # Any number: processes that start at once take turns on it (PostgreSQL).
@@ -239,6 +240,8 @@ async def _subscribe(
     await _store_names(connection, found, "event", wanted.events)
     if upgrade_to is not None:
         await _forget_events(connection, found, wanted, upgrade_to)
+        if stored and stored.ordered != wanted.ordered:
+            await _reorder(connection, found, wanted)
         row = tables.subscription
         await connection.execute(
             sa.update(row)
@@ -246,6 +249,15 @@ async def _subscribe(
             .values(listener=wanted.listener, ordered=wanted.ordered)
         )
     return found
+
+
+async def _reorder(connection: AsyncConnection, subscription_id: int, wanted: Wanted) -> None:
+    """What is there already is as what comes from now on: in lanes, or in none."""
+    # Nothing of what is published comes between, and finds no lane, or one that is gone.
+    await lock_log(connection)
+    await (begin_lanes if wanted.ordered else end_lanes)(connection, subscription_id)
+    told = "ordered from now on" if wanted.ordered else "not ordered any more"
+    log.info(told, listener=wanted.listener)
 
 
 async def _retired(connection: AsyncConnection, ids: Collection[int]) -> Sequence[str]:
