@@ -25,11 +25,11 @@ async def names(service: Service, kind: str) -> list[str]:
 
 
 def hears(*listeners: str) -> str:
-    """Listeners that note their name with the text; such as 'hear', or 'take of hear' (alias)."""
+    """Listeners that note their name and the text: 'hear', or with its aliases 'take of hear'."""
     source = ""
     for one in listeners:
-        name, _, alias = one.partition(" of ")
-        source += f"@listen{f'(aliases={alias!r})' if alias else ''}\n"
+        name, _, old = one.partition(" of ")
+        source += f"@listen(aliases={tuple(old.split())})\n"
         source += f"async def {name}(event: NoteWritten) -> None:\n"
         source += f"    seen.append('{name} ' + event.text)\n"
     return source
@@ -255,6 +255,23 @@ async def test_alias_of_two_subscriptions_is_refused_though_its_own_is_retired(
     await desk_of(service).retire("notes.take", who="alice")
     with pytest.raises(shop.bus.WiringError, match=r"`events resume notes.take`, then `events m"):
         await upgraded(shop, url, "take of hear")
+
+
+async def test_two_listeners_become_one_when_the_second_is_moved_and_retired(
+    shop: Shop, start: Start, url: str
+) -> None:
+    await with_two(shop, start, url)
+    with pytest.raises(shop.bus.WiringError, match=r"`events move notes.take notes.hear`"):
+        await upgraded(shop, url, "keep of hear take")
+    desk = desk_of(await start(url))
+    left = await desk.select_left("move", "notes.take")
+    # The other has got "b" as well.
+    assert await desk.move(left, "notes.hear", who="alice") == 0
+    await desk.retire("notes.take", drop=True, who="alice")
+    service = await deployed(shop, start, url, "keep of hear take")
+    await service.settled()
+    assert shop.seen == ["keep a", "keep b"]
+    assert await subscriptions(service) == ["notes.keep", "notes.take"]
 
 
 async def test_renamed_event_reaches_its_listeners(shop: Shop, start: Start, url: str) -> None:
