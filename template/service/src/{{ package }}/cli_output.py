@@ -100,10 +100,13 @@ def tell_changed(action: str, changed: int, total: int, as_json: bool) -> None:
 def tell_not_moved(states: Mapping[str, int], listener: str, to: str) -> None:
     """Why some stayed where they were, and how to be rid of them and of the listener."""
     for state, count in states.items():
-        why = "being worked" if state == "working" else f"{state} by now"
-        if state in FITTING["move"]:
-            why = f"left, as {to} has the event already"
-        typer.echo(f"{counted(count, 'delivery')}: {why}.")
+        why = {
+            "working": "being worked",
+            "done": "done by now",
+            "dropped": "dropped by now",
+            **dict.fromkeys(FITTING["move"], f"left, as {to} has the event already"),
+        }
+        typer.echo(f"{counted(count, 'delivery')}: {why.get(state, state)}.")
     if "working" in states:
         typer.echo(f"When that has ended, `events move {listener} {to}` again.")
     drop = " --drop" if set(states) & set(FITTING["move"]) else ""

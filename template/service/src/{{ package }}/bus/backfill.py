@@ -45,7 +45,7 @@ async def backfill(database: Database, now: dt.datetime) -> bool:
 async def _fill(database: Database, subscription: int, now: dt.datetime) -> bool:
     """Take a step for this one, unless another process does, or it is full by now."""
     this = _row.c.id == subscription
-    filling = sa.select(_row.c.id, _row.c.from_position, _row.c.backfilled_to)
+    filling = sa.select(_row.c.id, _row.c.listener, _row.c.from_position, _row.c.backfilled_to)
     async with database.worker.begin() as connection:
         locked = filling.where(this, _is_filling).with_for_update(skip_locked=True)
         found = (await connection.execute(locked)).first()
@@ -54,6 +54,7 @@ async def _fill(database: Database, subscription: int, now: dt.datetime) -> bool
         step = await _step(connection, found, now)
         await connection.execute(sa.update(_row).where(this).values(step))
     if step["backfilled_to"] is None:
+        log.info("filled with what was stored before it", listener=found.listener)
         await promote_stuck(database)
     return True
 

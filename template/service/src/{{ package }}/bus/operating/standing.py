@@ -129,7 +129,8 @@ class Standing:
 
     async def _subscription(self, connection: AsyncConnection, listener: str) -> Subscribed:
         subscribed = await self._subscriptions(connection)
-        for one in subscribed:
+        # The one that has this name now goes before one that had it.
+        for one in sorted(subscribed, key=lambda one: one.listener != listener):
             if listener in one.names:
                 return one
         known = [name for one in subscribed for name in one.names]
