@@ -149,6 +149,19 @@ async def test_event_that_fails_alone_pauses_nobody(shop: Shop, start: Start, ur
     assert await states(service) == [("dead", 21)]
 
 
+async def test_dead_letter_and_the_next_event_pause_nobody(
+    shop: Shop, start: Start, url: str
+) -> None:
+    failing(shop, "")
+    service = await start(url)
+    for text in ("a", "b"):
+        await write(service, text)
+        for _ in range(11):
+            await later(service, minutes=6)
+    assert await service.column("SELECT paused_until FROM bus_subscription") == [None]
+    assert {state for state, _ in await states(service)} == {"dead"}
+
+
 async def test_what_is_resumed_too_early_is_paused_again(
     shop: Shop, start: Start, url: str
 ) -> None:

@@ -378,7 +378,7 @@ async def test_what_does_more_than_its_rows_is_refused(
     assert told in await desk.refusal()
     assert await desk.service.column("SELECT text FROM ledger_others") == []
     assert len(await desk.service.events()) == 1
-    assert desk.service.in_use() == 0
+    await until(lambda: desk.service.in_use() == 0)
 
 
 async def test_log_that_is_no_longer_whole_is_refused(shop: Shop, start: Start, url: str) -> None:

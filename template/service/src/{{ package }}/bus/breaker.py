@@ -1,7 +1,7 @@
 """What becomes of a delivery that failed: it runs again, never, or all of its listener waits."""
 
 import datetime as dt
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -17,9 +17,10 @@ from .work import Listener
 
 log = structlog.stdlib.get_logger(__name__)
 
-# So many failures in a row, and not all of one delivery, which may be the cause itself, pause a
-# listener: what it calls is likely to be down.
+# So many failures in a row pause a listener: what it calls is likely to be down.
 _BREAK_AFTER = 10
+# A delivery that fails again and again may be the cause itself: no more of one count.
+_MOST_OF_ONE = 5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
 
 
@@ -48,8 +49,9 @@ class Breaker:
         self._on_pause = on_pause
         self._on_resume = on_resume
         self._package = __package__.rpartition(".")[0]
-        # How often which deliveries failed since one went well, by subscription.
-        self._streaks: dict[int, Counter[int]] = defaultdict(Counter)
+        # How often which deliveries failed since one went well, as far as that counts, by
+        # subscription.
+        self._streaks: dict[int, dict[int, int]] = defaultdict(dict)
         self._pauses: dict[int, Paused] = {}
 
     async def works(self, listener: Listener, delivery: Delivery) -> None:
@@ -78,12 +80,22 @@ class Breaker:
                 await self._claims.fail(delivery, failure, retry_in=delay)
                 log.warning("listener failed, will be tried again", **told)
             case GiveUp() | Retry():
-                await self._break(listener, delivery, error)
+                await self._break(listener, delivery, error, is_last=True)
                 await self._claims.fail(delivery, failure, retry_in=None)
                 log.error("event given up, kept as a dead letter", exc_info=error, **told)
 
-    async def _break(self, listener: Listener, delivery: Delivery, error: BaseException) -> None:
-        """Pause a listener for which everything fails, before all retries are used up."""
+    async def _break(
+        self,
+        listener: Listener,
+        delivery: Delivery,
+        error: BaseException,
+        *,
+        is_last: bool = False,
+    ) -> None:
+        """Pause a listener for which everything fails, before all retries are used up.
+
+        is_last: this delivery is given up.
+        """
         if isinstance(error, RefusedError):
             await self.works(listener, delivery)
             return
@@ -97,8 +109,11 @@ class Breaker:
                 self._pauses.pop(subscription, None)
                 last = None
             streak = self._streaks[subscription]
-            streak[delivery.id] += 1
-            if len(streak) == 1 or streak.total() < _BREAK_AFTER:
+            # One that is dead counts once: nobody is kept from using up its retries any more.
+            streak[delivery.id] = (
+                1 if is_last else min(streak.get(delivery.id, 0) + 1, _MOST_OF_ONE)
+            )
+            if sum(streak.values()) < _BREAK_AFTER:
                 return
             streak.clear()
         seconds = min(last.seconds * 2, _LONGEST_PAUSE) if last else _SHORTEST_PAUSE

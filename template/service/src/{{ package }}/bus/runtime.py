@@ -35,7 +35,7 @@ from .watching import Timeline, WatchedWork
 from .wiring import Wiring, check
 from .work import Listener
 
-_PART_OF_A_PAUSE = dt.timedelta(seconds=1)
+_PART_OF_A_PAUSE = dt.timedelta(seconds=10)
 
 
 class Runtime:

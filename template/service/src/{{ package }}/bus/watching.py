@@ -1,5 +1,6 @@
 """For tests: what happened, in order; and listeners that run twice."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from textwrap import shorten
@@ -64,7 +65,7 @@ class WatchedWork(Work):
 
     async def run(self) -> None:
         """As it is declared; if twice, once more before, as if the process had died then."""
-        events = ", ".join(f"{one.name} {one.payload}" for one in self._claimed)
+        events = ", ".join(f"{one.name} {json.loads(one.payload)}" for one in self._claimed)
         try:
             if self._twice:
                 self._timeline.note("delivery", f"{self._listener.name} ← {events}, rolled back")
