@@ -14,10 +14,11 @@ from .base.branches import Branches
 from .base.dotenv import misspelt_names
 from .base.errors import Unavailable
 from .base.limits import BodyLimit
-from .bus.engines import UNREACHABLE, Database
+from .bus.engines import UNREACHABLE, Database, is_away
 from .bus.operating.standing import Standing
 from .bus.runtime import Runtime, build
 from .bus.services import settings_classes
+from .bus.texts import said
 from .bus.version import service_version
 from .settings import TITLE, Settings
 
@@ -165,8 +166,9 @@ def _add_probes(app: FastAPI, runtime: Runtime) -> None:
                 else:
                     # For whoever watches; what waits or is dead is no reason to be unready.
                     deliveries = await Standing(runtime.database, runtime.clock.now).health()
-        except Exception:
-            log.exception("readiness check failed")
+        except Exception as error:
+            traceback = None if is_away(error) else error
+            log.error("readiness check failed", error=said(error), exc_info=traceback)
             checks["database"] = "not reachable"
         if runtime.database and runtime.database.has_replica:
             checks["replica"] = await _replica_check(runtime.database)

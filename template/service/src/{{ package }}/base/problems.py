@@ -24,7 +24,8 @@ from ..bus import (
     NotSeenInTimeError,
 )
 from ..bus.engines import is_away
-from ..bus.texts import message_of
+from ..bus.errors import NoConnectionError
+from ..bus.texts import message_of, said
 from ..bus.unit import is_transient
 from .errors import (
     Conflict,
@@ -274,6 +275,9 @@ async def _busy(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unreachable(request: Request, error: Exception) -> JSONResponse:
-    log.error("what this needs cannot be reached", exc_info=error)
+    # Of what handlers call themselves nobody knows where it was.
+    is_ours = isinstance(error, (NoConnectionError, DBAPIError))
+    traceback = None if is_ours else error
+    log.error("what this needs cannot be reached", error=said(error), exc_info=traceback)
     detail = "The database, or something else that this needs, cannot be reached: try again later."
     return _problem(request, Unavailable.status, Unavailable.title, detail)

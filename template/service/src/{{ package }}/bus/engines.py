@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .errors import WiringError
+from .errors import NoConnectionError, WiringError
 from .session import watch
 from .sqlite import sqlite_engine
 
@@ -218,10 +218,8 @@ def _connect(dialect: Dialect, _: object, arguments: Any, options: Any) -> DBAPI
     # A socket that is gone, a server that starts, one that lets nobody in: all the same to callers.
     try:
         return dialect.connect(*arguments, **options)
-    except ConnectionError:
-        raise
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise ConnectionError(str(error)) from error
+        raise NoConnectionError(str(error)) from error
 
 
 def _drop_if_closed(connection: Any, *_: object) -> None:

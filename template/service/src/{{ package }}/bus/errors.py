@@ -9,6 +9,10 @@ class UnreachableError(Exception):
     """The database was gone when the bus was to open; says which, and why, in one line."""
 
 
+class NoConnectionError(ConnectionError):
+    """No connection to the database could be made, for whatever reason."""
+
+
 class BusError(RuntimeError):
     """The bus was used in a way that would lose or corrupt something; says what to do instead."""
 
