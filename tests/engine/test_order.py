@@ -281,6 +281,32 @@ async def test_many_behind_a_dead_one_do_not_slow_the_others(
     await until(lambda: not service.runtime.relay._running)
 
 
+async def test_whatever_is_asked_of_deliveries_has_an_index(
+    shop: Shop, start: Start, sqlite_url: str
+) -> None:
+    """Else it takes longer with each that is stored. SQLite tells its plan without any rows."""
+    counters(shop, LISTENS)
+    service = await start(sqlite_url)
+    statements = set[str]()
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        if "bus_delivery" in statement:
+            statements.add(statement)
+
+    for engine in (service.database.writer, service.database.reader):
+        sa.event.listen(engine.sync_engine, "before_cursor_execute", note)
+    await tell(service, "a", 1, 2)
+    await tell(service, "b", 13, 14)
+    await service.runtime.relay.work_off()
+    assert len(statements) > 8
+    for statement in sorted(statements):
+        plan = await service.rows(f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
+        for step in (one.detail for one in plan):
+            names = ("bus_delivery", "other", "earlier", "active", "on_probation")
+            if step.split()[1] in names:
+                assert " USING " in step, (step, statement)
+
+
 MIXED = """
     @handle
     async def tell(command: Tell, bus: Bus) -> None:

@@ -82,7 +82,7 @@ async def promote_stuck(database: Database) -> int:
     delivery, active = tables.delivery, tables.delivery.alias("active")
     heads = (
         sa.select(sa.func.min(delivery.c.id))
-        .where(delivery.c.lane.is_not(None), tables.is_in("waiting"))
+        .where(tables.is_in("waiting"), tables.is_unfinished(delivery))
         .group_by(delivery.c.subscription_id, delivery.c.lane)
         .having(
             ~sa.exists()

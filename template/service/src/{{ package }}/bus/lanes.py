@@ -34,6 +34,8 @@ async def promote_next(connection: AsyncConnection, subscription: int, lane: str
         delivery.c.subscription_id == subscription,
         delivery.c.lane == lane,
         tables.is_in("waiting"),
+        # Follows from the others, but SQLite takes the index of these only if it is told so.
+        tables.is_unfinished(delivery),
     )
     await connection.execute(
         sa.update(delivery).where(delivery.c.id == first.scalar_subquery()).values(state="pending")
