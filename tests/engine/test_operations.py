@@ -444,6 +444,13 @@ async def test_edit_is_planned_and_refuses_another_key(desk: Desk) -> None:
     planned = await desk.operations.plan_edit(delivery.id, {"text": "b"}, other_key=True)
     assert (planned.old_key, planned.key) == ("a", "b")
     assert planned.changes == {"text": ("a", "b")}
+    # What another version has written there may be left as it is shown.
+    event = desk.tables.event
+    await desk.service.write(sa.update(event).values(payload={"text": "a", "was": 1}))
+    planned = await desk.operations.plan_edit(delivery.id, {"text": "b", "was": 1}, other_key=True)
+    assert planned.changes == {"text": ("a", "b"), "was": (1, None)}
+    with pytest.raises(Exception, match="has no field is"):
+        await desk.operations.plan_edit(delivery.id, {"text": "b", "is": 1}, other_key=True)
 
 
 PARCELS = """
@@ -616,6 +623,16 @@ async def test_correction_whose_event_was_removed_keeps_its_own_place(corrected:
     planned = await desk.operations.plan_replay("notes.hear")
     given = [planned.corrected.get(place, place) for place in planned.places]
     assert given == [last.position, better.position]
+
+
+async def test_replay_that_was_planned_before_an_order_is_refused(desk: Desk) -> None:
+    await desk.write("a")
+    await desk.service.settled()
+    planned = await desk.operations.plan_replay("notes.copy", "key=a")
+    row = desk.tables.subscription
+    await desk.service.write(sa.update(row).where(row.c.listener == "notes.copy").values(ordered=1))
+    with pytest.raises(Exception, match="has become ordered meanwhile"):
+        await desk.operations.replay(planned, **WHO)
 
 
 async def test_replay_refuses_what_is_below_the_floor(desk: Desk) -> None:

@@ -76,6 +76,25 @@ async def started_again(shop: Shop, start: Start, url: str, **options: object) -
     return await start(url, **options)
 
 
+async def test_old_process_that_starts_again_takes_no_new_listeners_subscription(
+    shop: Shop, start: Start, url: str
+) -> None:
+    """Its x was called y once, and is called z by now, when y is the name of a new one."""
+    notes(shop, listeners=hears("x of y"))
+    await start(url)
+    await deployed(shop, start, url, "z of x", "y")
+    shop.forget()
+    notes(shop, listeners=hears("x of y"))
+    old = await start(url)
+    await old.send(old.shop.messages().Write(text="a"))
+    await old.runtime.relay.work_off()
+    assert shop.seen == ["x a"]
+    assert {one.listener: one.state for one in await old.deliveries()} == {
+        "notes.z": "done",
+        "notes.y": "pending",
+    }
+
+
 async def test_subscriptions_are_written_once(shop: Shop, start: Start, url: str) -> None:
     notes(shop, listeners=HEARS)
     for _ in range(3):

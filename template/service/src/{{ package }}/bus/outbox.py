@@ -191,8 +191,8 @@ class Outbox:
         }
 
     def _is_cancelled(self, row: Mapping[str, Any], what: Cancellation) -> bool:
-        wanted = (self.name_of(what.cls), what.key)
-        return row["due"] is not None and (row["name"], row["key"]) == wanted
+        is_wanted = row["name"] == self.name_of(what.cls) and row["key"] in what.keys
+        return row["due"] is not None and is_wanted
 
     async def _cancel(
         self, connection: AsyncConnection, what: Cancellation
@@ -200,7 +200,9 @@ class Outbox:
         scheduled = tables.scheduled
         gone = (
             sa.delete(scheduled)
-            .where(scheduled.c.name.in_(self._types[what.cls].names), scheduled.c.key == what.key)
+            .where(
+                scheduled.c.name.in_(self._types[what.cls].names), scheduled.c.key.in_(what.keys)
+            )
             .returning(scheduled.c.name, scheduled.c.id, scheduled.c.due)
         )
         return (await connection.execute(gone)).all()
@@ -217,23 +219,25 @@ def key_of(event: Event) -> str:
     return key
 
 
-def key_as_stored(cls: type[Event], key: object) -> str:
-    """What `key_of` makes of an event with this key, in whichever form it is given.
+def keys_of(cls: type[Event], key: object) -> Collection[str]:
+    """What `key_of` may make of an event with this key: as it is, and as its field would read it.
 
-    Raises BusError if no event of this type can have it.
+    So a UUID may be given as a text in capitals, and an enum by its value.
     """
-    reader = _key_reader(cls)
+    found, reader = {str(key)}, _key_reader(cls)
     for one in (key, str(key)):
         with suppress(ValidationError):
-            return str(reader.validate_python(one))
-    raise BusError(f"{cls.__name__}.{cls.event_key}: no event can have the key {key!r}.")
+            found.add(str(reader.validate_python(one)))
+    return found
 
 
 @cache
 def _key_reader(cls: type[Event]) -> TypeAdapter[Any]:
     field = cls.model_fields[cls.event_key]
-    kind: Any = Annotated[field.annotation, field]
-    return TypeAdapter(kind)
+    kind: Any = (
+        Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    )
+    return TypeAdapter(kind, config=cls.model_config)
 
 
 _GIVEN = [one.name for one in tables.event.c if one.name not in ("position", "tx")]

@@ -1,6 +1,7 @@
 """Aggregates record events; the unit of work publishes them. Nobody collects them."""
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,10 +21,10 @@ _UNATTACHED = "_recorded_events"
 
 
 class Cancellation(NamedTuple):
-    """Takes back what was published for later, of this type and about this key."""
+    """Takes back what was published for later, of this type and about one of these keys."""
 
     cls: type[Event]
-    key: str
+    keys: Collection[str]
 
 
 @dataclass(slots=True)

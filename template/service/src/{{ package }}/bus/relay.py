@@ -92,6 +92,9 @@ class Relay:
         self._here: dict[int, Listener] = {}
         self._ready: dict[int, deque[Delivery]] = defaultdict(deque)
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
+        self._cut_off = set[asyncio.Task[None]]()
+        # Subscriptions that were paused since something of them was claimed.
+        self._paused = set[int]()
         # Subscriptions of which nothing more was due when they were looked at last, and that time.
         self._dry: dict[int, dt.datetime] = {}
         self._wakes = 0
@@ -163,6 +166,7 @@ class Relay:
             await self._finish()
         finally:
             self.alive = False
+            self._cut_off |= {*self._running}
             for task in [*helpers, *self._running]:
                 task.cancel()
             await asyncio.gather(*helpers, *self._running, return_exceptions=True)
@@ -223,6 +227,7 @@ class Relay:
             found = await self._claims.claim(same, each)
             claimed += len(found)
             for delivery in found:
+                self._paused.discard(delivery.subscription_id)
                 self._ready[delivery.subscription_id].append(delivery)
             # What was committed during the claim may have come too late for it.
             if wakes == self._wakes:
@@ -282,6 +287,8 @@ class Relay:
                 async with self._database.worker.begin() as connection:
                     moved += await outbox.move_due(connection, only=one.position)
             except Exception as error:
+                if is_away(error):
+                    raise
                 told = {"event_id": str(one.id), "seconds": _PUT_OFF.total_seconds()}
                 log.error("scheduled event put off, it cannot be stored", exc_info=error, **told)
                 async with self._database.worker.begin() as connection:
@@ -347,7 +354,7 @@ class Relay:
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
         """Run the listener: for all in one transaction if it allows that, else for one by one."""
         for _ in range(1 + _MOST_BATCH_RERUNS):
-            if len(claimed) == 1 or _is_stopped():
+            if len(claimed) == 1 or self._is_cut_off():
                 break
             listener.log_for_all()
             work = self.work(self._resources, listener, self._readers, claimed)
@@ -355,7 +362,8 @@ class Relay:
                 await work.run()
             except (Exception, asyncio.CancelledError) as error:
                 culprit = work.current
-                _reraise_if_stopped()
+                if self._is_cut_off():
+                    raise
                 if culprit is None or isinstance(error, _MAY_BE_ANOTHERS):
                     break
                 listener.log_for(culprit)
@@ -365,9 +373,12 @@ class Relay:
                 log.info("events delivered", count=len(claimed))
                 await self._succeeded(listener, claimed)
                 return
-        for one in claimed:
+        for number, one in enumerate(claimed):
             # A commit does not let itself be cut off, but then it is enough.
-            if _is_stopped():
+            if self._is_cut_off():
+                return
+            if one.subscription_id in self._paused:
+                await self._claims.give_back(claimed[number:])
                 return
             await self._deliver_alone(listener, one)
 
@@ -378,7 +389,8 @@ class Relay:
         except LeaseLostError:
             log.warning("listener rolled back: another worker has the delivery by now")
         except (Exception, asyncio.CancelledError) as error:
-            _reraise_if_stopped()
+            if self._is_cut_off():
+                raise
             await self._failed(listener, delivery, error)
         else:
             await self._succeeded(listener, [delivery])
@@ -397,6 +409,7 @@ class Relay:
     async def _give_back(self, subscription: int) -> None:
         """Keep nothing of a listener that is to wait."""
         self._due_known = False
+        self._paused.add(subscription)
         if ready := self._ready.pop(subscription, None):
             await self._claims.give_back(ready)
 
@@ -420,8 +433,9 @@ class Relay:
 
     async def _heed_pauses(self) -> None:
         """Give back what was claimed of listeners that were paused since, here or elsewhere."""
-        ready = [one for one, claimed in self._ready.items() if claimed]
-        for one in await self._claims.paused(ready) if ready else ():
+        held = {one[0].subscription_id for one in self._running.values() if len(one) > 1}
+        held |= {one for one, claimed in self._ready.items() if claimed}
+        for one in await self._claims.paused(held) if held else ():
             await self._give_back(one)
 
     async def _look_after(self) -> None:
@@ -476,12 +490,17 @@ class Relay:
         # Beside what runs, which on SQLite may have the only writer.
         giving = asyncio.create_task(self._give_back_all())
         _, late = await asyncio.wait([*self._running, giving], timeout=self._options.grace)
+        self._cut_off |= late
         for task in late:
             task.cancel()
         if cut_off := late - {giving}:
             log.warning("listeners were cut off and given back", count=len(cut_off))
         if late:
             await asyncio.wait(late)
+
+    def _is_cut_off(self) -> bool:
+        """Whether this task was: a listener that cancels itself has only failed."""
+        return asyncio.current_task() in self._cut_off
 
     async def _give_back_all(self) -> None:
         ready = [one for claimed in self._ready.values() for one in claimed]
@@ -490,17 +509,6 @@ class Relay:
         with suppress(Exception):
             await self._claims.give_back(ready)
         self._waker.tell()
-
-
-def _reraise_if_stopped() -> None:
-    """In an except clause: of a listener that cancels itself, only the listener has failed."""
-    if _is_stopped():
-        raise
-
-
-def _is_stopped() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _take(ready: deque[Delivery], batch: int) -> list[Delivery]:

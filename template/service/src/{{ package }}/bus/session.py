@@ -19,9 +19,12 @@ _ENDS = "bus_unit_ends"
 _CUT_OFF = "bus_unit_cut_off"
 _DRIVER = "bus_unit_driver"
 _CONNECTION = "bus_unit_connection"
-# As SQL, which is not how SQLAlchemy does it; ROLLBACK TO is of a savepoint.
+_UNIT = "bus_unit"
+# As SQL, behind comments, too; savepoints of SQLAlchemy's own are known by their names.
 _ENDING = re.compile(
-    r"\s*(COMMIT|ROLLBACK(?!\s+(?:TRANSACTION\s+)?TO\b)|BEGIN|START|END|ABORT)\b", re.IGNORECASE
+    r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+    r"(COMMIT|ROLLBACK|BEGIN|START|END|ABORT|SAVEPOINT|RELEASE)\b(?!.*\bsa_savepoint_\d+\s*$)",
+    re.IGNORECASE | re.DOTALL,
 )
 # In a connection's info: the error of a statement that nothing has undone yet.
 _FAILED = "bus_failed"
@@ -173,6 +176,7 @@ class UnitSession(AsyncSession):
 
 def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
     session.info[_CONNECTION] = connection
+    connection.info[_UNIT] = session.info
     session.info[_DRIVER] = connection.connection.driver_connection
 
 
@@ -191,6 +195,7 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
 def watch(engine: AsyncEngine) -> None:
     """Let the units of work on this engine know of statements that failed, or would end them."""
     event.listen(engine.sync_engine, "before_cursor_execute", _refuse_end)
+    event.listen(engine.sync_engine, "commit", _refuse_commit)
     event.listen(engine.sync_engine, "handle_error", _after_error)
     event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
     event.listen(engine.sync_engine, "checkin", _forget_at_the_end)
@@ -198,8 +203,18 @@ def watch(engine: AsyncEngine) -> None:
 
 def _refuse_end(connection: Connection, cursor: object, statement: str, *_: object) -> None:
     # SQLAlchemy would not know, and the unit would store the events of what was rolled back.
-    if found := _ENDING.match(statement):
+    if _UNIT in connection.info and (found := _ENDING.match(statement)):
         raise _refusal("execute", f'text("{found[1]}")')
+
+
+def _refuse_commit(connection: Connection) -> None:
+    # Reached around the session, as in `connection.run_sync(lambda connection: …)`.
+    unit = connection.info.get(_UNIT)
+    if unit is not None and _ENDS not in unit:
+        # SQLAlchemy takes it for ended whatever happens here, and would not roll back any more.
+        connection.connection.rollback()
+        unit[_CUT_OFF] = True
+        raise _refusal("connection().commit")
 
 
 def _after_error(context: ExceptionContext) -> None:
@@ -216,6 +231,7 @@ def _forget_failure(connection: Connection, *_: object) -> None:
 def _forget_at_the_end(_: object, record: ConnectionPoolEntry) -> None:
     # The error would keep alive all that its traceback knows.
     record.info.pop(_FAILED, None)
+    record.info.pop(_UNIT, None)
 
 
 def _refusal(what: str, arguments: str = "") -> BusError:

@@ -109,14 +109,18 @@ async def stored_in(connection: AsyncConnection, *, held: bool = False) -> list[
     ]
 
 
-def tie(wanted: Sequence[Wanted], stored: Sequence[Stored]) -> dict[int, Wanted]:
+def tie(
+    wanted: Sequence[Wanted], stored: Sequence[Stored], *, is_upgrade: bool = True
+) -> dict[int, Wanted]:
     """Which listener each subscription (by its id) is for; some are for none, or not there yet.
 
     A listener is found by its current name; if there is none, by an alias that is the current name
-    of one; else by a name that one had before. Raises WiringError if one would be for two.
+    of one; else by a name that one had before. A start that is no upgrade may be that of an older
+    process, whose listeners have newer names by now: before an alias it looks for its own name.
+    Raises WiringError if one would be for two.
     """
     tied: dict[int, Wanted] = {}
-    for fits in _FITS:
+    for fits in _FITS if is_upgrade else _FITS_OF_START:
         # What has got its own before is no candidate: so an old name that became another
         # listener's own is that one's. In a rolling deploy a process of before the renaming knows
         # only the old name, which is stored until somebody else has it; one that starts even later
@@ -142,6 +146,7 @@ _FITS: Sequence[Callable[[Wanted, Stored], bool]] = (
     lambda one, row: row.listener in one.aliases,
     lambda one, row: not row.names.isdisjoint(one.names),
 )
+_FITS_OF_START = (_FITS[0], lambda one, row: one.listener in row.names, *_FITS[1:])
 
 
 async def subscribe(
@@ -166,7 +171,7 @@ async def subscribe(
             if database.dialect == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             stored = await stored_in(connection, held=is_upgrade)
-            tied = tie(wanted, stored)
+            tied = tie(wanted, stored, is_upgrade=is_upgrade)
             if is_upgrade:
                 _refuse_further(tied, stored)
             rows = {tied[row.id].listener: row for row in stored if row.id in tied}

@@ -22,7 +22,7 @@ from .context import Context
 from .engines import Database
 from .errors import BusError, UnitDoomedError
 from .messages import Event
-from .outbox import Outbox, Written, key_as_stored
+from .outbox import Outbox, Written, keys_of
 from .recording import Cancellation, EventLog, take_back
 from .session import Turn, UnitSession
 from .sqlite import LEFT_READONLY
@@ -243,7 +243,7 @@ class UnitOfWork:
         """Note that what is scheduled is taken back at the commit."""
         self._check(depth)
         self._resources.outbox.name_of(cls)
-        self.log.note(Cancellation(cls, key_as_stored(cls, key)))
+        self.log.note(Cancellation(cls, keys_of(cls, key)))
 
     @asynccontextmanager
     async def savepoint(self, depth: int) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..due import ALONE_AFTER
 from ..engines import Database
+from ..errors import OperationError
 from ..lanes import is_behind, lock_keys, promote
 from ..waking import waking
 from .audit import Audit
@@ -139,13 +140,34 @@ def moving(to: Subscribed, now: dt.datetime) -> Change:
         },
         ~is_there,
         is_heard,
+        to=to,
     )
 
 
-def _setting(action: str, values: Mapping[str, Any], *conditions: sa.ColumnElement[bool]) -> Change:
+async def hold_order(connection: AsyncConnection, listener: Subscribed) -> None:
+    """Let nobody change whether it is ordered until the transaction ends.
+
+    Raises OperationError if that was done since it was read.
+    """
+    row = tables.subscription
+    query = sa.select(row.c.ordered).where(row.c.id == listener.id).with_for_update(read=True)
+    if await connection.scalar(query) != listener.ordered:
+        raise OperationError(
+            f"{listener.listener} has become ordered meanwhile, or is not any more: do this again."
+        )
+
+
+def _setting(
+    action: str,
+    values: Mapping[str, Any],
+    *conditions: sa.ColumnElement[bool],
+    to: Subscribed | None = None,
+) -> Change:
     delivery = tables.delivery
 
     async def change(connection: AsyncConnection, ids: Sequence[Id]) -> int:
+        if to is not None:
+            await hold_order(connection, to)
         before = await _lock(connection, ids)
         # What somebody else holds is being worked, and left alone.
         fitting = tables.is_in(*FITTING[action])

@@ -166,7 +166,7 @@ def _corrected(
             f"The payload does not fit version {version} of {found.name}: {told(error)}"
         ) from error
     stored = payload_of(event)
-    if unknown := list(_unknown(payload, stored)):
+    if unknown := list(_unknown(payload, stored, old.payload)):
         raise OperationError("\n".join(f"{found.name} has no field {one}" for one in unknown))
     if (stored, found.cls.event_version) == (old.payload, old.version):
         raise OperationError(
@@ -187,19 +187,26 @@ def _corrected(
     }
 
 
-def _unknown(given: Any, stored: Any, place: str = "") -> Iterator[str]:
-    """What is given and would not be stored: the place of each field, and what may be meant."""
+def _unknown(given: Any, stored: Any, old: Any, place: str = "") -> Iterator[str]:
+    """What is given and would not be stored: the place of each field, and what may be meant.
+
+    But for what the old payload has, too: a newer version may have written it, or an older one.
+    """
     if isinstance(given, Mapping) and isinstance(stored, Mapping):
+        before = old if isinstance(old, Mapping) else {}
         for name, value in given.items():
             if name in stored:
-                yield from _unknown(value, stored[name], f"{place}{name}.")
+                yield from _unknown(value, stored[name], before.get(name), f"{place}{name}.")
+                continue
+            if name in before:
                 continue
             close = get_close_matches(name, sorted(stored.keys() - given.keys()), n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             yield f"{place}{name}.{hint}"
     elif isinstance(given, list) and isinstance(stored, list):
-        for number, (value, kept) in enumerate(zip(given, stored, strict=False)):
-            yield from _unknown(value, kept, f"{place}{number}.")
+        was = old if isinstance(old, list) and len(old) == len(given) else [None] * len(given)
+        for number, (value, kept, one) in enumerate(zip(given, stored, was, strict=False)):
+            yield from _unknown(value, kept, one, f"{place}{number}.")
 
 
 async def _store(

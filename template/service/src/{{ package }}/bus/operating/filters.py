@@ -171,7 +171,8 @@ def _exclusion(one: Term, other: Term) -> str:
             return told
         return f"{told} To turn them around, write since={until.written} until={since.written}."
     is_exact = one.operator == other.operator == "="
-    if len(fields) > 1 or not is_exact or "since" in fields or "until" in fields:
+    # A listener may have two names.
+    if len(fields) > 1 or not is_exact or fields & {"since", "until", "listener"}:
         return ""
     if not set(one.values).isdisjoint(other.values):
         return ""

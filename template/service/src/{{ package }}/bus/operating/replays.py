@@ -16,6 +16,7 @@ from ..lanes import lock_keys, promote
 from ..subscriptions import log_floor
 from ..waking import waking
 from .audit import Audit
+from .changes import hold_order
 from .corrections import Corrections
 from .filters import OF_EVENTS, Filter
 from .standing import Subscribed
@@ -99,6 +100,7 @@ async def play(
         chunk = planned.places[at : at + _CHUNK]
         async with waking(database) as connection:
             run = run or await _next_run(connection, planned.listener.id)
+            await hold_order(connection, planned.listener)
             made = await _insert(connection, planned, run, chunk, now())
             await audit.add(connection, made, now())
         progress(len(chunk))
@@ -127,12 +129,8 @@ async def _refuse_below_floor(connection: AsyncConnection, since: dt.datetime | 
 
 async def _next_run(connection: AsyncConnection, subscription: int) -> int:
     """A number for the run. Another replay of this listener waits until the first rows are in."""
-    delivery = tables.delivery
-    await connection.execute(
-        sa.select(tables.subscription.c.id)
-        .where(tables.subscription.c.id == subscription)
-        .with_for_update()
-    )
+    delivery, row = tables.delivery, tables.subscription
+    await connection.execute(sa.select(row.c.id).where(row.c.id == subscription).with_for_update())
     highest = sa.select(sa.func.max(delivery.c.run)).where(
         delivery.c.subscription_id == subscription
     )
