@@ -82,6 +82,7 @@ async def desk(shop: Shop, start: Start, url: str) -> Desk:
         ("listener", 9, "expected listener=…"),
         ("state~dead", 1, "~ is for listener, event"),
         ("since=soon", 7, "expected 10m, 1h, 7d or a time"),
+        ("since=1h,2m", 7, "since takes one time"),
         ("id=12", 4, "a UUID"),
         ("run=-1", 5, "expected a number"),
         ("delivery=99999999999999999999", 10, "expected a number"),
@@ -835,6 +836,14 @@ async def test_what_is_moved_to_an_ordered_listener_takes_turns(
     left = await desk.operations.select_left("move", "notes.copy")
     assert await desk.operations.move(left, "notes.new_copy", **WHO) == 2
     assert await desk.states("notes.new_copy") == ["pending", "waiting"]
+
+
+async def test_check_goes_on_behind_what_cannot_be_read(desk: Desk) -> None:
+    await desk.write("a", "b")
+    await desk.service.spoil("bus_event", "a")
+    [found] = await desk.operations.check()
+    assert found.problem.startswith("the payload cannot be read: ")
+    assert found.count == 1
 
 
 async def test_check_names_what_this_code_cannot_deliver(

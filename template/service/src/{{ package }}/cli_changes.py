@@ -315,7 +315,7 @@ def _tell_unfit(action: str, ids: Collection[int]) -> None:
             again = f"events replay {row['listener']} --where id={row['event_id']}"
             told += f": `{again}` runs it again, by a new delivery"
         elif action == "retry" and row["state"] == "pending":
-            told += " and due: the next worker that is free runs it"
+            told += " and due: a worker that is free runs it, unless its listener is paused"
         typer.echo(f"{told}.", err=True)
     for missing in sorted(set(ids) - {row["id"] for row in rows}):
         typer.echo(f"No delivery {missing} is stored here.", err=True)

@@ -20,12 +20,12 @@ async def warn_of_strangers(
     """
     async with database.reader.connect() as connection:
         stored = await stored_in(connection)
-    tied = tie(wanted, stored)
+    tied = tie(wanted, stored, is_upgrade=False)
     for one in stored:
         if one.is_retired or one.id in tied or (slices is not None and one.slice not in slices):
             continue
         log.warning(
-            "the code has no such listener: unless a newer version runs beside it, `events"
-            " move` its deliveries to the new name, or `events retire` it",
+            "the code has no such listener: unless a newer version runs beside it, see to it as"
+            " `events check` says",
             listener=one.listener,
         )

@@ -1,5 +1,6 @@
 """Tells before a deploy what this code could not deliver of what a database holds."""
 
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,9 +41,9 @@ class Finding:
 
 # By words of the problem; one that is not here says itself what to do.
 _REMEDIES = {
-    "no such listener in this code": "If it has another name now, declare the old one (aliases=)."
-    " If another one takes its place, `events move OLD NEW`, then `events retire OLD`; if none"
-    " does, `events retire OLD`.",
+    "no such listener in this code": "If it has another name now, which has no subscription yet,"
+    " declare the old one (aliases=). If it has one, or another listener takes its place, `events"
+    " move OLD NEW`, then `events retire OLD`; if none does, `events retire OLD`.",
     "the listener does not take this event any more": "Let it take the event until they are"
     " done, or give them up: `events drop --where 'listener=… event=…'`.",
     "no such event in this code": "If it has another name now, declare the old one (aliases=)."
@@ -51,6 +52,8 @@ _REMEDIES = {
     "is newer than this code's": "A newer version of the service stored them: let that deliver"
     " them before you go back to this one.",
     "has no upcaster in this code any more": "Bring it back: @upcast(Event, from_version=…).",
+    "the payload cannot be read": "Give it up: `events drop ID`, or `events cancel ID` if it is"
+    " scheduled.",
     "the payload does not fit": "If all of an old form do not, give the event a new version and"
     " an upcaster from the old one; `events retry ID --edit FILE` corrects a single one.",
     "the upcaster of version": "Mend the upcaster; `events retry ID --edit FILE` corrects a single"
@@ -118,7 +121,11 @@ class _Checker:
         if row.version not in known:
             return (f"version {row.version} has no upcaster in this code any more",)
         try:
-            known[row.version](row.payload)
+            payload = json.loads(row.payload)
+        except ValueError as error:
+            return (f"the payload cannot be read: {error}",)
+        try:
+            known[row.version](payload)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))
@@ -154,9 +161,8 @@ async def _stored(
     database: Database, subscriptions: Mapping[int, Subscription]
 ) -> AsyncIterator[tuple[Subscription | None, sa.Row[Any], str]]:
     delivery, event, scheduled = tables.delivery, tables.event, tables.scheduled
-    decoded = (event.c.id, event.c.name, event.c.version, event.c.payload)
     deliveries = (
-        sa.select(delivery.c.id.label("at"), delivery.c.subscription_id, *decoded)
+        sa.select(delivery.c.id.label("at"), delivery.c.subscription_id, *_decoded(event))
         .join(event, event.c.position == delivery.c.event_position)
         .where(tables.is_in("pending", "waiting", "working", "dead"))
     )
@@ -164,11 +170,15 @@ async def _stored(
         found = subscriptions.get(row.subscription_id)
         if found and not found.is_retired:
             yield found, row, f"delivery {row.at}"
-    later = sa.select(
-        scheduled.c.position.label("at"), *(scheduled.c[column.name] for column in decoded)
-    )
+    later = sa.select(scheduled.c.position.label("at"), *_decoded(scheduled))
     async for row in _in_chunks(database, later, scheduled.c.position):
         yield None, row, f"scheduled event {row.id}"
+
+
+def _decoded(table: sa.FromClause) -> tuple[sa.ColumnElement[Any], ...]:
+    # As text: one that is no JSON is a finding, and not the end of the search.
+    payload = sa.cast(table.c.payload, sa.Text()).label("payload")
+    return table.c.id, table.c.name, table.c.version, payload
 
 
 async def _in_chunks(

@@ -218,6 +218,8 @@ def _term(text: str, at: int, found: re.Match[str], now: dt.datetime) -> Term:
         raise _refusal(text, found.start("value"), f"expected a value for {field}.")
     if value.startswith('"') and not (len(value) > 1 and value.endswith('"')):
         raise _refusal(text, found.start("value"), "the quote is not closed.")
+    if field in ("since", "until") and "," in value:
+        raise _refusal(text, found.start("value"), f"{field} takes one time.")
     if value.startswith('"'):
         parts = [re.sub(r"\\(.)", r"\1", value[1:-1])]
     else:

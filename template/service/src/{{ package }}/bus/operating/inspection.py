@@ -144,7 +144,8 @@ class Inspection(Standing):
                 return {"event": found[0], "deliveries": []}
         kind = "event" if isinstance(which, UUID) else "delivery"
         raise OperationError(
-            f"No {kind} {which} is stored here: it may have been removed by retention."
+            f"No {kind} {which} is stored here: it may have been removed by retention, or, if it"
+            " was scheduled, have been cancelled."
         )
 
 
