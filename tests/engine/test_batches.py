@@ -155,23 +155,6 @@ async def test_batch_listener_that_cancels_itself_has_failed(
     assert await states(service) == {"notes.cancel": [("done", 0), ("dead", 1), ("done", 0)]}
 
 
-async def test_pause_holds_what_is_left_of_a_batch(shop: Shop, start: Start, url: str) -> None:
-    notes(
-        shop,
-        listeners="""
-        @listen(batch=60)
-        async def fail(event: NoteWritten) -> None:
-            seen.append(event.text)
-            raise ConnectionError("down")
-        """,
-    )
-    service = await start(url)
-    await write(service, *(f"{number:02}" for number in range(60)))
-    await service.runtime.relay.work_off()
-    assert len(shop.seen) < 30
-    assert {state for state, _ in (await states(service))["notes.fail"]} == {"pending"}
-
-
 ERRORS = "from shop.bus import *\n@listen(errors={{LookupError: {}}})"
 
 

@@ -92,9 +92,6 @@ class Relay:
         self._here: dict[int, Listener] = {}
         self._ready: dict[int, deque[Delivery]] = defaultdict(deque)
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
-        self._cut_off = set[asyncio.Task[None]]()
-        # Subscriptions that were paused since something of them was claimed.
-        self._paused = set[int]()
         # Subscriptions of which nothing more was due when they were looked at last, and that time.
         self._dry: dict[int, dt.datetime] = {}
         self._wakes = 0
@@ -166,7 +163,6 @@ class Relay:
             await self._finish()
         finally:
             self.alive = False
-            self._cut_off |= {*self._running}
             for task in [*helpers, *self._running]:
                 task.cancel()
             await asyncio.gather(*helpers, *self._running, return_exceptions=True)
@@ -227,7 +223,6 @@ class Relay:
             found = await self._claims.claim(same, each)
             claimed += len(found)
             for delivery in found:
-                self._paused.discard(delivery.subscription_id)
                 self._ready[delivery.subscription_id].append(delivery)
             # What was committed during the claim may have come too late for it.
             if wakes == self._wakes:
@@ -354,7 +349,7 @@ class Relay:
     async def _deliver(self, listener: Listener, claimed: list[Delivery]) -> None:
         """Run the listener: for all in one transaction if it allows that, else for one by one."""
         for _ in range(1 + _MOST_BATCH_RERUNS):
-            if len(claimed) == 1 or self._is_cut_off():
+            if len(claimed) == 1 or _is_stopped():
                 break
             listener.log_for_all()
             work = self.work(self._resources, listener, self._readers, claimed)
@@ -362,7 +357,7 @@ class Relay:
                 await work.run()
             except (Exception, asyncio.CancelledError) as error:
                 culprit = work.current
-                if self._is_cut_off():
+                if _is_stopped():
                     raise
                 if culprit is None or isinstance(error, _MAY_BE_ANOTHERS):
                     break
@@ -373,12 +368,9 @@ class Relay:
                 log.info("events delivered", count=len(claimed))
                 await self._succeeded(listener, claimed)
                 return
-        for number, one in enumerate(claimed):
+        for one in claimed:
             # A commit does not let itself be cut off, but then it is enough.
-            if self._is_cut_off():
-                return
-            if one.subscription_id in self._paused:
-                await self._claims.give_back(claimed[number:])
+            if _is_stopped():
                 return
             await self._deliver_alone(listener, one)
 
@@ -389,7 +381,7 @@ class Relay:
         except LeaseLostError:
             log.warning("listener rolled back: another worker has the delivery by now")
         except (Exception, asyncio.CancelledError) as error:
-            if self._is_cut_off():
+            if _is_stopped():
                 raise
             await self._failed(listener, delivery, error)
         else:
@@ -409,7 +401,6 @@ class Relay:
     async def _give_back(self, subscription: int) -> None:
         """Keep nothing of a listener that is to wait."""
         self._due_known = False
-        self._paused.add(subscription)
         if ready := self._ready.pop(subscription, None):
             await self._claims.give_back(ready)
 
@@ -433,9 +424,8 @@ class Relay:
 
     async def _heed_pauses(self) -> None:
         """Give back what was claimed of listeners that were paused since, here or elsewhere."""
-        held = {one[0].subscription_id for one in self._running.values() if len(one) > 1}
-        held |= {one for one, claimed in self._ready.items() if claimed}
-        for one in await self._claims.paused(held) if held else ():
+        ready = [one for one, claimed in self._ready.items() if claimed]
+        for one in await self._claims.paused(ready) if ready else ():
             await self._give_back(one)
 
     async def _look_after(self) -> None:
@@ -490,17 +480,12 @@ class Relay:
         # Beside what runs, which on SQLite may have the only writer.
         giving = asyncio.create_task(self._give_back_all())
         _, late = await asyncio.wait([*self._running, giving], timeout=self._options.grace)
-        self._cut_off |= late
         for task in late:
             task.cancel()
         if cut_off := late - {giving}:
             log.warning("listeners were cut off and given back", count=len(cut_off))
         if late:
             await asyncio.wait(late)
-
-    def _is_cut_off(self) -> bool:
-        """Whether this task was: a listener that cancels itself has only failed."""
-        return asyncio.current_task() in self._cut_off
 
     async def _give_back_all(self) -> None:
         ready = [one for claimed in self._ready.values() for one in claimed]
@@ -509,6 +494,12 @@ class Relay:
         with suppress(Exception):
             await self._claims.give_back(ready)
         self._waker.tell()
+
+
+def _is_stopped() -> bool:
+    """Whether this task was cut off: a CancelledError that its listener raises is a failure."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _take(ready: deque[Delivery], batch: int) -> list[Delivery]:
