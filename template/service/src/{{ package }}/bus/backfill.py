@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .engines import Database
+from .lanes import first_waiting
 from .outbox import deliveries_of
 from .subscriptions import lock_log
 
@@ -79,24 +80,9 @@ async def promote_stuck(database: Database) -> int:
     Filling leaves them so. A lane in which nothing is claimable stays as it is until somebody does
     this, so that no lock is needed.
     """
-    delivery, active = tables.delivery, tables.delivery.alias("active")
-    heads = (
-        sa.select(sa.func.min(delivery.c.id))
-        .where(tables.is_in("waiting"), tables.is_unfinished(delivery))
-        .group_by(delivery.c.subscription_id, delivery.c.lane)
-        .having(
-            ~sa.exists()
-            .where(
-                active.c.subscription_id == delivery.c.subscription_id,
-                active.c.lane == delivery.c.lane,
-                tables.is_unfinished(active),
-                active.c.state != "waiting",
-            )
-            .correlate(delivery)
-        )
-    )
+    delivery = tables.delivery
     async with database.worker_reader.connect() as connection:
-        stuck = list(await connection.scalars(heads))
+        stuck = list(await connection.scalars(first_waiting()))
     for at in range(0, len(stuck), _CHUNK):
         async with database.worker.begin() as connection:
             await connection.execute(

@@ -86,19 +86,20 @@ async def _promote(
     connection: AsyncConnection, subscription: int, *conditions: sa.ColumnElement[bool]
 ) -> None:
     delivery = tables.delivery
-    first = (
-        sa.select(sa.func.min(delivery.c.id))
-        .where(
-            delivery.c.subscription_id == subscription,
-            tables.is_in("waiting"),
-            tables.is_unfinished(delivery),
-            *conditions,
-        )
-        .group_by(delivery.c.subscription_id, delivery.c.lane)
-        .having(~sa.exists().where(is_occupied(delivery)).correlate(delivery))
-    )
+    first = first_waiting(delivery.c.subscription_id == subscription, *conditions)
     await connection.execute(
         sa.update(delivery).where(delivery.c.id.in_(first)).values(state="pending")
+    )
+
+
+def first_waiting(*conditions: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+    """The ids of the first in each lane in which all are waiting."""
+    delivery = tables.delivery
+    return (
+        sa.select(sa.func.min(delivery.c.id))
+        .where(tables.is_in("waiting"), tables.is_unfinished(delivery), *conditions)
+        .group_by(delivery.c.subscription_id, delivery.c.lane)
+        .having(~sa.exists().where(is_occupied(delivery)).correlate(delivery))
     )
 
 
