@@ -12,6 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .errors import NoConnectionError, WiringError
+from .postgresql import PostgreSQLConnection
 from .session import watch
 from .sqlite import sqlite_engine
 
@@ -208,7 +209,12 @@ def _refuse_hosts(url: URL, setting: str) -> None:
 
 
 def _postgresql_engine(url: URL, *, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=pool_size, isolation_level="READ COMMITTED")
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        isolation_level="READ COMMITTED",
+        connect_args={"connection_class": PostgreSQLConnection},
+    )
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _drop_if_closed)
     return engine

@@ -12,6 +12,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 from .errors import BusError
+from .postgresql import PostgreSQLConnection
 from .recording import EventLog, RecordingSession, use_log
 from .sqlite import SQLiteConnection
 
@@ -168,6 +169,9 @@ class UnitSession(AsyncSession):
         """Commit; for the unit of work."""
         self.sync_session.info[_ENDS] = True
         await super().commit()
+        driver = self.sync_session.info.get(_DRIVER)
+        if isinstance(driver, PostgreSQLConnection):
+            driver.refuse_unsent()
 
     async def close_unit(self) -> None:
         """Roll back what is not committed and give the connection back; for the unit of work."""
