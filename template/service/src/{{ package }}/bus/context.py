@@ -36,8 +36,8 @@ class Context:
     correlation_id is shared by all that one request causes; causation_id is the id of the event
     that caused this message, None if it came from outside; trace holds W3C trace headers.
 
-    In a listener, message_id is what to give other systems, so that they can tell a repeated call:
-    it is the same whenever this delivery runs. replayed says that it ran long ago and runs again
+    In a listener, delivery is the number of what it runs for, which that keeps when the listener
+    gets another name, and which no replay has. replayed says that it ran long ago and runs again
     because somebody asked for that.
     """
 
@@ -45,8 +45,18 @@ class Context:
     correlation_id: str = field(default_factory=new_correlation_id)
     causation_id: UUID | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
-    message_id: UUID | None = None
+    delivery: int | str | None = None
     replayed: bool = False
+
+    @property
+    def message_id(self) -> UUID | None:
+        """In a listener: what to give other systems, so that they can tell a repeated call.
+
+        It is the same whenever this delivery runs.
+        """
+        if self.causation_id is None or self.delivery is None:
+            return None
+        return uuid5(self.causation_id, str(self.delivery))
 
     def headers(self) -> dict[str, Any]:
         """The part of the context that is stored with an event, as JSON values."""
@@ -67,17 +77,13 @@ class Context:
         delivery: int | str,
         replayed: bool = False,
     ) -> "Context":
-        """The context in which a listener of a stored event runs.
-
-        delivery is its number, which it keeps when the listener gets another name, and which no
-        replay has.
-        """
+        """The context in which a listener of a stored event runs."""
         user = headers.get("user")
         return cls(
             user=User(user["id"], tuple(user["roles"])) if user else None,
             correlation_id=correlation_id,
             causation_id=event_id,
             trace=headers.get("trace", {}),
-            message_id=uuid5(event_id, str(delivery)),
+            delivery=delivery,
             replayed=replayed,
         )

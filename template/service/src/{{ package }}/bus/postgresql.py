@@ -1,4 +1,4 @@
-"""PostgreSQL: a connection that can send a last statement in one message with its COMMIT."""
+"""PostgreSQL: a connection that only its owner ends, in one message with a last statement."""
 
 from typing import Any, Self
 
@@ -6,6 +6,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .errors import BusError
+from .ownership import Owner, refusal
 
 # What is no number: PostgreSQL gives the transaction up, and says this.
 _NOT_ONE = "another number of rows than one"
@@ -14,10 +15,11 @@ _NOT_ONE = "another number of rows than one"
 class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has no types.
     """A statement and the COMMIT behind it are one round trip, where asyncpg's own makes two."""
 
-    __slots__ = ("_last", "_otherwise")
+    __slots__ = ("_last", "_otherwise", "owner")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.owner: Owner | None = None
         self._last = ""
         self._otherwise: Exception = BusError()
 
@@ -53,15 +55,30 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
         self._last = ""
         return super().transaction(**options)
 
+    async def prepare(self, query: str, **options: Any) -> Any:
+        """What SQLAlchemy executes; the same statement comes once."""
+        if self.owner is not None:
+            self.owner.check(query)
+        return await super().prepare(query, **options)
+
     async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
-        """The same as ever, but for the COMMIT that asyncpg's transactions send by it."""
-        if not self._last or query != "COMMIT;":
-            return await super().execute(query, *arguments, **options)
-        last, self._last = self._last, ""
+        """The same as ever, but for what asyncpg's transactions end with."""
+        if query == "COMMIT;":
+            return await self._commit(query)
+        if query == "ROLLBACK;" and self.owner is not None:
+            self.owner.is_cut_off, self.owner = True, None
+        return await super().execute(query, *arguments, **options)
+
+    async def _commit(self, query: str) -> Any:
+        if self.owner is not None and not self.owner.is_over:
+            # Reached around the session. SQLAlchemy takes the transaction for ended in any case.
+            await self.execute("ROLLBACK;")
+            raise refusal("connection().commit")
+        self.owner, last, self._last = None, self._last, ""
         try:
-            return await super().execute(last + query, **options)
+            return await super().execute(last + query)
         except asyncpg.PostgresError as error:
-            # The commit was not come to: SQLAlchemy takes the transaction for ended.
+            # The commit was not come to, if what went with it has failed.
             if self.is_in_transaction():
                 await super().execute("ROLLBACK;")
             if _NOT_ONE in str(error):

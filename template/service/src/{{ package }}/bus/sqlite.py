@@ -16,6 +16,8 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolResetState
 
+from .ownership import Owner, refusal
+
 R = TypeVar("R")
 
 # In a connection's info: a nested query was cut off, and SQLite still refuses to write. Only then
@@ -65,6 +67,8 @@ class _Cursor(aiosqlite.Cursor):
             await super().close()
 
     async def _start(self, method: Callable[..., sqlite3.Cursor], sql: str, given: Any) -> Self:
+        if self._conn.owner is not None:
+            self._conn.owner.check(sql)
         start = partial(_first_rows, self._conn, method, sql, given)
         self._cursor, self._rows, self._has_more = await self._conn.run(start)
         return self
@@ -78,6 +82,7 @@ class SQLiteConnection(aiosqlite.Connection):
     thread, as nobody waited for it.
     """
 
+    owner: Owner | None = None
     began: float | None = None
     is_left = False
     readonly = False
@@ -109,10 +114,16 @@ class SQLiteConnection(aiosqlite.Connection):
         return result
 
     async def commit(self) -> None:
-        self._begin = None
+        if self.owner is not None and not self.owner.is_over:
+            # Reached around the session. SQLAlchemy takes the transaction for ended in any case.
+            await self.rollback()
+            raise refusal("connection().commit")
+        self._begin = self.owner = None
         await super().commit()
 
     async def rollback(self) -> None:
+        if self.owner is not None:
+            self.owner.is_cut_off, self.owner = True, None
         self._begin = None
         if self.readonly:
             # Nobody has to wait for it: the thread does one thing after the other.

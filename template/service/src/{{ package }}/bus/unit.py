@@ -281,16 +281,16 @@ class UnitOfWork:
     def _check_whole(self) -> None:
         """Raises if another task still uses this unit, or if only a part would be committed."""
         self._check(0)
-        if self._session is not None:
-            self._session.refuse_half()
         if self._doomed_by is not None:
             raise UnitDoomedError(
                 "Nothing was committed: a nested send, or what a guard proceeded to, failed"
                 f" ({self._doomed_by!r}) and its caller went on. Let the error through, or do it"
                 " inside `async with bus.savepoint():`."
             ) from self._doomed_by
-        if self._session is not None and not self._readonly:
-            self._session.refuse_failed()
+        if self._session is not None:
+            if not self._readonly:
+                self._session.refuse_failed()
+            self._session.refuse_half()
 
     async def _commit(self, bus: Bus) -> None:
         self._check_whole()
@@ -314,7 +314,7 @@ class UnitOfWork:
     async def _store(self) -> Written:
         """Write the events, and complete the deliveries that this unit is for."""
         completion, written = self._completion, Written()
-        connection = await self.session.connection()
+        connection = await self.session.begun_connection()
         lanes = completion.lanes if completion else ()
         if self.log or lanes:
             store = self._resources.outbox.store
