@@ -95,10 +95,21 @@ class Slicewise:
     async def deliver(self) -> None:
         await self.pause(None)
         self.runtime.relay.wake()
-        await self.all_done()
+        await self.worked_off()
+
+    async def worked_off(self) -> None:
+        """Wait until this worker has nothing more to do; asks the database at the end only."""
+        relay = self.runtime.relay
+        while True:
+            await asyncio.sleep(0.01)
+            if relay._running or any(relay._ready.values()):
+                continue
+            async with looking(self.url) as look:
+                if not await look(_UNDONE):
+                    return
 
     async def all_done(self) -> None:
-        """Wait until nothing is to be delivered; looks with the bare driver, to take no time."""
+        """Wait until nobody has anything to deliver; with the bare driver, to take no time."""
         async with looking(self.url) as look:
 
             async def is_done() -> bool:

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 
@@ -153,6 +154,44 @@ async def test_lost_lease_rolls_back_what_the_listener_wrote(
     await service.runtime.relay._check_others()
     await service.settled()
     assert await service.texts() == ["a", "copy of a"]
+
+
+async def test_connection_of_a_lost_lease_serves_the_next(
+    shop: Shop, start: Start, postgresql_url: str, relays: Relays
+) -> None:
+    notes(shop, listeners=WAITS)
+    service = await start(postgresql_url)
+    await write(service, "a")
+    relays(service)
+    await until(lambda: bool(shop.seen))
+    await service.write("UPDATE bus_delivery SET token = gen_random_uuid()")
+    shop.gate("1").set()
+    await until(lambda: not service.runtime.relay._running)
+    for _ in range(service.database.writer.pool.size()):
+        # All connections in turn: one that is left in a transaction could not begin another.
+        assert await service.texts() == ["a"]
+        await service.write("UPDATE bus_delivery SET state = state")
+
+
+async def test_commit_that_leaves_the_delivery_behind_is_told(
+    shop: Shop, start: Start, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another version of asyncpg would send its COMMIT in another way."""
+    notes(shop, listeners=COPY)
+    service = await start(postgresql_url)
+    await write(service, "a")
+    driver = shop.module("bus.postgresql").PostgreSQLConnection
+
+    async def execute(self: Any, query: str, *given: Any, **options: Any) -> Any:
+        return await asyncpg.Connection.execute(self, query, *given, **options)
+
+    monkeypatch.setattr(driver, "execute", execute)
+    relay = service.runtime.relay
+    [held] = await claim(service)
+    listener, resources = relay._listeners["notes.copy"], service.runtime._resources
+    work = relay.work(resources, listener, relay._readers, [held])
+    with pytest.raises(shop.bus.BusError, match="does not commit as"):
+        await work.run()
 
 
 async def taken_over(dying: Service, other: Service) -> tuple[Any, Any]:

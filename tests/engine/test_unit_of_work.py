@@ -772,6 +772,7 @@ async def test_bus_and_session_are_over_with_the_handler(
         "await session.execute(text('ROLLBACK WORK TO SAVEPOINT s'))",
         "await (await session.connection()).run_sync(lambda c: c.commit())",
         "await session.run_sync(lambda s: s.connection().commit())",
+        "await session.run_sync(lambda s: s.connection().rollback())",
         "await (await session.connection()).get_transaction().commit()",
         "await session.run_sync(lambda s: s.connection().get_transaction().commit())",
         "await session.execute(text(' rollback;'))",
