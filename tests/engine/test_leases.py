@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -171,6 +172,34 @@ async def test_connection_of_a_lost_lease_serves_the_next(
         # All connections in turn: one that is left in a transaction could not begin another.
         assert await service.texts() == ["a"]
         await service.write("UPDATE bus_delivery SET state = state")
+
+
+async def test_lost_lease_of_a_listener_that_asks_the_database_nothing(
+    shop: Shop, start: Start, url: str, relays: Relays
+) -> None:
+    notes(
+        shop,
+        listeners="""
+        @listen
+        async def call(event: NoteWritten) -> None:
+            seen.append(event.text)
+            await gate(str(len(seen))).wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    relays(service)
+    await until(lambda: bool(shop.seen))
+    taken = sa.update(shop.tables.delivery).values(token=uuid4())
+    await service.write(taken)
+    shop.gate("1").set()
+    await until(lambda: not service.runtime.relay._running)
+    assert await states(service) == [("working", 0)]
+    await leases_end(service)
+    shop.gate("2").set()
+    await service.runtime.relay._check_others()
+    await service.settled()
+    assert shop.seen == ["a", "a"]
 
 
 async def test_commit_that_leaves_the_delivery_behind_is_told(

@@ -13,7 +13,7 @@ from .clock import Clock
 from .due import NOW, TOLD, Delivery, is_due, is_open
 from .errors import BusError
 from .lanes import promote_next
-from .postgresql import PostgreSQLConnection
+from .postgresql import owner_of
 
 _RAN_OUT = "The lease ran out before the listener had finished."
 
@@ -36,7 +36,7 @@ class Completed:
 
     async def __call__(self, connection: AsyncConnection) -> None:
         """Raises LeaseLostError if another worker may have one of them by now."""
-        if self._is_left_to_commit(connection):
+        if self._goes_with_commit(connection):
             return
         alone, fence = fence_of(self._claimed)
         given = {**fence, "now": self._clock.now()}
@@ -46,13 +46,13 @@ class Completed:
             if one.lane is not None:
                 await promote_next(connection, one.subscription_id, one.lane)
 
-    def _is_left_to_commit(self, connection: AsyncConnection) -> bool:
-        """PostgreSQL, a single delivery: marked done in one round trip with the commit."""
-        one, driver = self._claimed[0], PostgreSQLConnection.of(connection)
-        if driver is None or len(self._claimed) > 1 or one.lane is not None:
+    def _goes_with_commit(self, connection: AsyncConnection) -> bool:
+        """PostgreSQL, a single delivery: one round trip for both."""
+        one, owner = self._claimed[0], owner_of(connection)
+        if owner is None or len(self._claimed) > 1 or one.lane is not None:
             return False
         given = {"one": one.id, "held": one.token, "now": self._clock.now().isoformat()}
-        driver.commit_with(_DONE_AS_TEXT.format(**given), LeaseLostError(_RAN_OUT))
+        owner.commit_with(_DONE_AS_TEXT.format(**given), LeaseLostError(_RAN_OUT))
         return True
 
 

@@ -16,14 +16,29 @@ class Owner:
     """What a unit leaves with the driver of its connection, to be asked until the unit is over.
 
     is_cut_off: something else than the unit has rolled it back. failed: the error of a statement
-    that nothing has undone yet.
+    that nothing has undone yet. last: what is executed together with the commit.
     """
 
-    __slots__ = ("failed", "is_cut_off", "is_over")
+    __slots__ = ("_otherwise", "failed", "is_cut_off", "is_over", "last")
 
     def __init__(self) -> None:
         self.is_over = self.is_cut_off = False
         self.failed: BaseException | None = None
+        self.last = ""
+        self._otherwise: Exception = BusError()
+
+    def commit_with(self, update: str, otherwise: Exception) -> None:
+        """Let this go with the commit, for drivers that can do that (PostgreSQL's).
+
+        update has all its values in it. It has to change one row: else nothing is committed, and
+        the commit raises otherwise.
+        """
+        self.last, self._otherwise = update, otherwise
+
+    def take_last(self) -> tuple[str, Exception]:
+        """What goes with the commit, and what to raise; for the driver, which executes it."""
+        last, self.last = self.last, ""
+        return last, self._otherwise
 
     def end(self) -> None:
         """The unit itself commits, or rolls back."""

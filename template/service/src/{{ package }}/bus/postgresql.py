@@ -1,11 +1,10 @@
 """PostgreSQL: a connection that only its owner ends, in one message with a last statement."""
 
-from typing import Any, Self
+from typing import Any
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .errors import BusError
 from .ownership import Owner, refusal
 
 # What is no number: PostgreSQL gives the transaction up, and says this.
@@ -15,45 +14,11 @@ _NOT_ONE = "another number of rows than one"
 class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has no types.
     """A statement and the COMMIT behind it are one round trip, where asyncpg's own makes two."""
 
-    __slots__ = ("_last", "_otherwise", "owner")
+    __slots__ = ("owner",)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.owner: Owner | None = None
-        self._last = ""
-        self._otherwise: Exception = BusError()
-
-    @classmethod
-    def of(cls, connection: AsyncConnection) -> Self | None:
-        """The one behind this connection, if its transaction has begun."""
-        known = connection.sync_connection
-        driver = None if known is None else known.connection.driver_connection
-        return driver if isinstance(driver, cls) and driver.is_in_transaction() else None
-
-    def commit_with(self, update: str, otherwise: Exception) -> None:
-        """Let this be executed just before the transaction that is open commits.
-
-        update has all its values in it. It has to change one row: else nothing is committed, and
-        the commit raises otherwise.
-        """
-        self._otherwise = otherwise
-        self._last = (
-            f"WITH changed AS ({update} RETURNING 1) SELECT CAST("
-            f"CASE count(*) WHEN 1 THEN '1' ELSE '{_NOT_ONE}' END AS integer) FROM changed; "
-        )
-
-    def refuse_unsent(self) -> None:
-        """Raises BusError if a transaction was committed without what was to go with it."""
-        if self._last:
-            raise BusError(
-                "This version of asyncpg or SQLAlchemy does not commit as bus/postgresql.py expects"
-                " it: something was committed that its delivery does not know of."
-            )
-
-    def transaction(self, **options: Any) -> Any:
-        """A new one, which has nothing to go with its commit."""
-        self._last = ""
-        return super().transaction(**options)
 
     async def prepare(self, query: str, **options: Any) -> Any:
         """What SQLAlchemy executes; the same statement comes once."""
@@ -69,18 +34,40 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
             self.owner.is_cut_off, self.owner = True, None
         return await super().execute(query, *arguments, **options)
 
+    async def commit_unbegun(self) -> None:
+        """Let what goes with the commit be a transaction of its own, if there is no other."""
+        if not self.is_in_transaction():
+            await self._commit("")
+
     async def _commit(self, query: str) -> Any:
-        if self.owner is not None and not self.owner.is_over:
+        owner, self.owner = self.owner, None
+        if owner is None:
+            return await super().execute(query)
+        if not owner.is_over:
             # Reached around the session. SQLAlchemy takes the transaction for ended in any case.
-            await self.execute("ROLLBACK;")
+            owner.is_cut_off = True
+            await super().execute("ROLLBACK;")
             raise refusal("connection().commit")
-        self.owner, last, self._last = None, self._last, ""
+        update, otherwise = owner.take_last()
+        if not update:
+            return await super().execute(query)
+        last = (
+            f"WITH changed AS ({update} RETURNING 1) SELECT CAST("
+            f"CASE count(*) WHEN 1 THEN '1' ELSE '{_NOT_ONE}' END AS integer) FROM changed; "
+        )
         try:
             return await super().execute(last + query)
         except asyncpg.PostgresError as error:
-            # The commit was not come to, if what went with it has failed.
+            # The commit was not come to, if it is this that has failed.
             if self.is_in_transaction():
                 await super().execute("ROLLBACK;")
             if _NOT_ONE in str(error):
-                raise self._otherwise from error
+                raise otherwise from error
             raise
+
+
+def owner_of(connection: AsyncConnection) -> Owner | None:
+    """Whose commit of this connection may have something go with it; None on another database."""
+    known = connection.sync_connection
+    driver = None if known is None else known.connection.driver_connection
+    return driver.owner if isinstance(driver, PostgreSQLConnection) else None

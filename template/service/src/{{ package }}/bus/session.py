@@ -167,11 +167,16 @@ class UnitSession(AsyncSession):
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""
-        self.sync_session.owner.end()
+        session, owner = self.sync_session, self.sync_session.owner
+        owner.end()
+        if owner.last and isinstance(session.driver, PostgreSQLConnection):
+            await session.driver.commit_unbegun()
         await super().commit()
-        driver = self.sync_session.driver
-        if isinstance(driver, PostgreSQLConnection):
-            driver.refuse_unsent()
+        if owner.last:
+            raise BusError(
+                "This version of asyncpg or SQLAlchemy does not commit as bus/postgresql.py expects"
+                " it: something was committed that its delivery does not know of."
+            )
 
     async def close_unit(self) -> None:
         """Roll back what is not committed and give the connection back; for the unit of work."""
@@ -196,33 +201,23 @@ def _after_rollback(session: _TurnTakingSession, transaction: SessionTransaction
     # As in `session.run_sync(lambda session: session.rollback())`: known when it is too late.
     if transaction.parent is None:
         session.owner.is_cut_off = True
+    elif transaction.nested:
+        session.owner.failed = None
 
 
 def watch(engine: AsyncEngine) -> None:
     """Let the units of work on this engine know of statements that failed."""
     event.listen(engine.sync_engine, "handle_error", _after_error)
-    event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
 
 
 def _after_error(context: ExceptionContext) -> None:
-    owner = _owner_of(context.connection)
-    if owner is not None:
-        owner.failed = context.original_exception
-
-
-def _forget_failure(connection: Connection, *_: object) -> None:
-    owner = _owner_of(connection)
-    if owner is not None:
-        owner.failed = None
-
-
-def _owner_of(connection: Connection | None) -> Owner | None:
+    connection = context.connection
     # One that is lost has no driver any more, and would connect anew for it.
     if connection is None or connection.invalidated:
-        return None
+        return
     driver: Any = connection.connection.driver_connection
-    owner: Owner | None = driver.owner
-    return None if owner is None or owner.is_over else owner
+    if driver.owner is not None and not driver.owner.is_over:
+        driver.owner.failed = context.original_exception
 
 
 event.listen(_TurnTakingSession, "after_begin", _after_begin)
