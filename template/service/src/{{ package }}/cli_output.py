@@ -97,7 +97,7 @@ def tell_changed(action: str, changed: int, total: int, as_json: bool) -> None:
     return None
 
 
-def tell_not_moved(states: Mapping[str, int], listener: str, to: str) -> None:
+def tell_not_moved(states: Mapping[str, int], listener: str, to: str, *, retired: bool) -> None:
     """Why some stayed where they were, and how to be rid of them and of the listener."""
     for state, count in states.items():
         why = {
@@ -110,10 +110,9 @@ def tell_not_moved(states: Mapping[str, int], listener: str, to: str) -> None:
     if "working" in states:
         typer.echo(f"When that has ended, `events move {listener} {to}` again.")
     drop = " --drop" if set(states) & set(FITTING["move"]) else ""
-    typer.echo(
-        f"Next: `events retire {listener}{drop}`. Until then deliveries are made for it that"
-        " nothing runs."
-    )
+    if drop or not retired:
+        until = "" if retired else " Until then deliveries are made for it that nothing runs."
+        typer.echo(f"Next: `events retire {listener}{drop}`.{until}")
 
 
 def warn_of_more(rows: Sequence[Row], limit: int, which: str) -> None:
