@@ -36,20 +36,20 @@ class Completed:
 
     async def __call__(self, connection: AsyncConnection) -> None:
         """Raises LeaseLostError if another worker may have one of them by now."""
+        for one in self._claimed:
+            if one.lane is not None:
+                await promote_next(connection, one.subscription_id, one.lane)
         if self._goes_with_commit(connection):
             return
         alone, fence = fence_of(self._claimed)
         given = {**fence, "now": self._clock.now()}
         if (await connection.execute(_DONE[alone], given)).rowcount != len(self._claimed):
             raise LeaseLostError(_RAN_OUT)
-        for one in self._claimed:
-            if one.lane is not None:
-                await promote_next(connection, one.subscription_id, one.lane)
 
     def _goes_with_commit(self, connection: AsyncConnection) -> bool:
         """PostgreSQL, a single delivery: one round trip for both."""
         one, owner = self._claimed[0], owner_of(connection)
-        if owner is None or len(self._claimed) > 1 or one.lane is not None:
+        if owner is None or len(self._claimed) > 1:
             return False
         given = {"one": one.id, "held": one.token, "now": self._clock.now().isoformat()}
         owner.commit_with(_DONE_AS_TEXT.format(**given), LeaseLostError(_RAN_OUT))
