@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import InterfaceError, InvalidRequestError
 
-from .conftest import Service, Shop, Start, notes, until
+from .conftest import Service, Shop, Start, notes, until, write
 
 pytestmark = pytest.mark.anyio
 
@@ -796,6 +796,85 @@ async def test_handler_that_ends_the_transaction_is_refused(
     with pytest.raises(shop.bus.BusError, match=r"in a handler: the unit of work commits when"):
         await service.send(shop.messages().Run())
     assert await service.texts() == []
+    await usable(service)
+
+
+@pytest.mark.parametrize(
+    "savepoint",
+    [
+        "async with bus.savepoint(): raise LookupError",
+        "async with bus.savepoint(): await session.execute(text('SELECT 1'))",
+        "await (await session.begin_nested()).rollback()",
+    ],
+)
+async def test_savepoint_does_not_undo_a_statement_that_failed_before(
+    shop: Shop, start: Start, postgresql_url: str, savepoint: str
+) -> None:
+    """Where it has no statement there is none, and where all is aborted none is made."""
+    notes(
+        shop,
+        f"""
+        from contextlib import suppress
+        @handle
+        async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+            session.add(Note(text="a"))
+            await session.flush()
+            with suppress(sa.exc.DBAPIError):
+                await session.execute(text("SELECT no_such_column"))
+            with suppress(sa.exc.DBAPIError, LookupError):
+                {savepoint}
+        """,
+    )
+    service = await start(postgresql_url)
+    with pytest.raises(shop.bus.BusError, match="a statement failed"):
+        await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    await usable(service)
+
+
+async def test_unit_that_was_rolled_back_unbegun_keeps_nobody_from_its_connection(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            await session.connection()
+            await session.run_sync(lambda session: session.rollback())
+            gate("rolled back").set()
+            await gate("go on").wait()
+        """,
+    )
+    service = await start(url)
+    await write(service, "a")
+    task = asyncio.create_task(service.send(shop.messages().Run()))
+    async with asyncio.timeout(5):
+        await shop.gate("rolled back").wait()
+    await service.write("UPDATE notes SET text = 'b'")
+    assert await service.texts() == ["b"]
+    shop.gate("go on").set()
+    with pytest.raises(shop.bus.BusError, match=r"session\.rollback"):
+        await task
+
+
+async def test_statement_for_another_engine_takes_no_part_in_the_unit(
+    shop: Shop, start: Start, url: str
+) -> None:
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, session: AsyncSession, bus: Bus) -> None:
+            await bus.send(Write(text="a"))
+            await session.flush()
+            await session.execute(text("SELECT 1"), bind_arguments={"bind": seen[0]})
+        """,
+    )
+    service = await start(url)
+    shop.seen.append(service.database.reader.sync_engine)
+    await service.send(shop.messages().Run())
+    assert (await service.texts(), await names(service)) == (["a"], ["a"])
     await usable(service)
 
 

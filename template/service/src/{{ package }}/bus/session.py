@@ -186,6 +186,9 @@ class UnitSession(AsyncSession):
 def _after_begin(
     session: _TurnTakingSession, _: SessionTransaction, connection: Connection
 ) -> None:
+    # Where a statement names another engine than the unit's, that has a transaction of its own.
+    if session.bind is None or connection.engine is not session.bind.engine:
+        return
     driver: Any = connection.connection.driver_connection
     session.begun, session.driver = connection, driver
     driver.owner = session.owner
@@ -201,23 +204,37 @@ def _after_rollback(session: _TurnTakingSession, transaction: SessionTransaction
     # As in `session.run_sync(lambda session: session.rollback())`: known when it is too late.
     if transaction.parent is None:
         session.owner.is_cut_off = True
-    elif transaction.nested:
-        session.owner.failed = None
 
 
 def watch(engine: AsyncEngine) -> None:
     """Let the units of work on this engine know of statements that failed."""
     event.listen(engine.sync_engine, "handle_error", _after_error)
+    event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
+    event.listen(engine.sync_engine, "checkin", _disown)
 
 
 def _after_error(context: ExceptionContext) -> None:
-    connection = context.connection
+    _note_failure(context.connection, context.original_exception)
+
+
+def _forget_failure(connection: Connection, *_: object) -> None:
+    # Not when that of a session rolls back: it may never have been made.
+    _note_failure(connection, None)
+
+
+def _disown(connection: Any, _: object) -> None:
+    # A unit that was rolled back before its first statement may go on, while others commit on it.
+    if connection is not None:
+        connection.driver_connection.owner = None
+
+
+def _note_failure(connection: Connection | None, error: BaseException | None) -> None:
     # One that is lost has no driver any more, and would connect anew for it.
     if connection is None or connection.invalidated:
         return
     driver: Any = connection.connection.driver_connection
     if driver.owner is not None and not driver.owner.is_over:
-        driver.owner.failed = context.original_exception
+        driver.owner.failed = error
 
 
 event.listen(_TurnTakingSession, "after_begin", _after_begin)
