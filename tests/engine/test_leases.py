@@ -8,6 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from .conftest import Relays, Service, Shop, Start, notes, options, until, write
 
@@ -215,12 +216,97 @@ async def test_commit_that_leaves_the_delivery_behind_is_told(
         return await asyncpg.Connection.execute(self, query, *given, **options)
 
     monkeypatch.setattr(driver, "execute", execute)
-    relay = service.runtime.relay
     [held] = await claim(service)
-    listener, resources = relay._listeners["notes.copy"], service.runtime._resources
-    work = relay.work(resources, listener, relay._readers, [held])
     with pytest.raises(shop.bus.BusError, match="does not commit as"):
-        await work.run()
+        await work_of(service, held).run()
+
+
+CALLS = """
+    @listen
+    async def copy(event: NoteWritten) -> None:
+        seen.append(event.text)
+"""
+
+
+def work_of(service: Service, held: Any) -> Any:
+    """What a worker does for this one delivery."""
+    relay = service.runtime.relay
+    listener, resources = relay._listeners["notes.copy"], service.runtime._resources
+    return relay.work(resources, listener, relay._readers, [held])
+
+
+@pytest.mark.parametrize("listener", [CALLS, COPY], ids=["alone", "with a commit"])
+async def test_connection_that_is_lost_as_a_delivery_is_completed_is_told_as_lost(
+    shop: Shop, start: Start, postgresql_url: str, listener: str
+) -> None:
+    notes(shop, listeners=listener)
+    service = await start(postgresql_url)
+    await write(service, "a")
+    [held] = await claim(service)
+    async with service.database.worker.connect() as other, asyncio.timeout(10):
+        await other.execute(sa.text("SELECT 1 FROM bus_delivery FOR UPDATE"))
+        task = asyncio.create_task(work_of(service, held).run())
+        kill = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND query LIKE 'WITH changed%'"
+        )
+        while not await service.column(kill):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        with pytest.raises(sa.exc.DBAPIError, match="terminating connection") as lost:
+            await task
+    assert shop.module("bus.engines").is_away(lost.value)
+    assert (await service.texts(), await states(service)) == (["a"], [("working", 0)])
+
+
+REFUSES = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('tries') <= 2 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END IF;
+        RETURN NEW;
+    END $$
+"""
+
+
+@pytest.mark.parametrize("listener", [CALLS, COPY], ids=["alone", "with a commit"])
+@pytest.mark.parametrize("when", ["IMMEDIATE", "DEFERRED"])
+async def test_completion_that_the_database_gives_up_runs_again(
+    shop: Shop, start: Start, postgresql_url: str, listener: str, when: str
+) -> None:
+    notes(shop, listeners=listener)
+    service = await start(postgresql_url)
+    await write(service, "a")
+    [held] = await claim(service)
+    await service.write("CREATE SEQUENCE tries")
+    await service.write(REFUSES)
+    await service.write(
+        "CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON bus_delivery DEFERRABLE"
+        f" INITIALLY {when} FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    await work_of(service, held).run()
+    assert shop.seen == ["a"] * 3
+    assert await states(service) == [("done", 0)]
+    assert await service.texts() == (["a", "copy of a"] if listener is COPY else ["a"])
+
+
+async def test_hook_that_fails_at_the_commit_leaves_the_delivery(
+    shop: Shop, start: Start, url: str
+) -> None:
+    """A project's own, which writes when a session commits."""
+    notes(shop, listeners=CALLS)
+    service = await start(url)
+    await write(service, "a")
+    [held] = await claim(service)
+    note = shop.module("slices.notes.models").Note
+
+    def hook(session: Session) -> None:
+        session.add(note(text="a"))
+
+    sa.event.listen(Session, "before_commit", hook)
+    try:
+        with pytest.raises(sa.exc.IntegrityError):
+            await work_of(service, held).run()
+    finally:
+        sa.event.remove(Session, "before_commit", hook)
+    assert await states(service) == [("working", 0)]
 
 
 async def taken_over(dying: Service, other: Service) -> tuple[Any, Any]:

@@ -3,12 +3,14 @@
 from typing import Any
 
 import asyncpg
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .ownership import Owner, refusal
 
 # What is no number: PostgreSQL gives the transaction up, and says this.
 _NOT_ONE = "another number of rows than one"
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has no types.
@@ -36,8 +38,14 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
 
     async def commit_unbegun(self) -> None:
         """Let what goes with the commit be a transaction of its own, if there is no other."""
-        if not self.is_in_transaction():
+        if self.owner is None or not self.owner.last or self.is_in_transaction():
+            return
+        try:
             await self._commit("")
+        except _ERRORS as error:
+            # SQLAlchemy knows nothing of this one: what it sends itself fails with such an error.
+            lost = self.is_closed()
+            raise DBAPIError(None, None, error, connection_invalidated=lost) from error
 
     async def _commit(self, query: str) -> Any:
         owner, self.owner = self.owner, None
@@ -59,7 +67,7 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
             return await super().execute(last + query)
         except asyncpg.PostgresError as error:
             # The commit was not come to, if it is this that has failed.
-            if self.is_in_transaction():
+            if self.is_in_transaction() and not self.is_closed():
                 await super().execute("ROLLBACK;")
             if _NOT_ONE in str(error):
                 raise otherwise from error

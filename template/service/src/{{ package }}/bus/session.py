@@ -167,10 +167,8 @@ class UnitSession(AsyncSession):
 
     async def commit_unit(self) -> None:
         """Commit; for the unit of work."""
-        session, owner = self.sync_session, self.sync_session.owner
+        owner = self.sync_session.owner
         owner.end()
-        if owner.last and isinstance(session.driver, PostgreSQLConnection):
-            await session.driver.commit_unbegun()
         await super().commit()
         if owner.last:
             raise BusError(
@@ -207,10 +205,11 @@ def _after_rollback(session: _TurnTakingSession, transaction: SessionTransaction
 
 
 def watch(engine: AsyncEngine) -> None:
-    """Let the units of work on this engine know of statements that failed."""
+    """Let the units of work on this engine know of statements that failed, and of the commit."""
     event.listen(engine.sync_engine, "handle_error", _after_error)
     event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
     event.listen(engine.sync_engine, "checkin", _disown)
+    event.listen(engine.sync_engine, "commit", _commit_unbegun)
 
 
 def _after_error(context: ExceptionContext) -> None:
@@ -220,6 +219,13 @@ def _after_error(context: ExceptionContext) -> None:
 def _forget_failure(connection: Connection, *_: object) -> None:
     # Not when that of a session rolls back: it may never have been made.
     _note_failure(connection, None)
+
+
+def _commit_unbegun(connection: Connection) -> None:
+    # Not before the session commits: a hook of the project's may have something to write then.
+    driver = connection.connection.driver_connection
+    if isinstance(driver, PostgreSQLConnection):
+        await_only(driver.commit_unbegun())
 
 
 def _disown(connection: Any, _: object) -> None:
