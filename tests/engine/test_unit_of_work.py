@@ -878,6 +878,30 @@ async def test_statement_for_another_engine_takes_no_part_in_the_unit(
     await usable(service)
 
 
+async def test_ending_that_the_connection_knows_from_before_is_refused(
+    shop: Shop, start: Start, postgresql_url: str
+) -> None:
+    """Prepared where no unit was, it is not prepared anew."""
+    notes(
+        shop,
+        """
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            session.add(Note(text="a"))
+            await session.flush()
+            await session.execute(text("COMMIT"))
+        """,
+    )
+    service = await start(postgresql_url)
+    async with service.database.writer.connect() as connection:
+        for _ in range(2):
+            await connection.execute(sa.text("COMMIT"))
+    with pytest.raises(shop.bus.BusError, match=r"text\(\"COMMIT\"\)"):
+        await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    await usable(service)
+
+
 GUARDED = """
 from contextlib import suppress
 @guard

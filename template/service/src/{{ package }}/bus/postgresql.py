@@ -6,7 +6,7 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .ownership import Owner, refusal
+from .ownership import Owner, is_ending, refusal
 
 # What is no number: PostgreSQL gives the transaction up, and says this.
 _NOT_ONE = "another number of rows than one"
@@ -26,7 +26,8 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
         """What SQLAlchemy executes; the same statement comes once."""
         if self.owner is not None:
             self.owner.check(query)
-        return await super().prepare(query, **options)
+        prepared = await super().prepare(query, **options)
+        return _Ending(self, query, prepared) if is_ending(query) else prepared
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
         """The same as ever, but for what asyncpg's transactions end with."""
@@ -72,6 +73,18 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
             if _NOT_ONE in str(error):
                 raise otherwise from error
             raise
+
+
+class _Ending:
+    """What was prepared to end a transaction that nobody owned, and is kept: asked each time."""
+
+    def __init__(self, connection: PostgreSQLConnection, query: str, prepared: Any) -> None:
+        self._connection, self._query, self._prepared = connection, query, prepared
+
+    def __getattr__(self, name: str) -> Any:
+        if self._connection.owner is not None:
+            self._connection.owner.check(self._query)
+        return getattr(self._prepared, name)
 
 
 def owner_of(connection: AsyncConnection) -> Owner | None:
