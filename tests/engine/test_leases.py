@@ -248,7 +248,7 @@ async def test_connection_that_is_lost_as_a_delivery_is_completed_is_told_as_los
         task = asyncio.create_task(work_of(service, held).run())
         kill = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE wait_event_type = 'Lock' AND query LIKE 'WITH changed%'"
+            " WHERE wait_event_type = 'Lock' AND query LIKE '%UPDATE bus_delivery%'"
         )
         while not await service.column(kill):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

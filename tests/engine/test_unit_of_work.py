@@ -808,7 +808,7 @@ async def test_handler_that_ends_the_transaction_is_refused(
     ],
 )
 async def test_savepoint_does_not_undo_a_statement_that_failed_before(
-    shop: Shop, start: Start, postgresql_url: str, savepoint: str
+    shop: Shop, start: Start, url: str, savepoint: str
 ) -> None:
     """Where it has no statement there is none, and where all is aborted none is made."""
     notes(
@@ -825,8 +825,32 @@ async def test_savepoint_does_not_undo_a_statement_that_failed_before(
                 {savepoint}
         """,
     )
-    service = await start(postgresql_url)
+    service = await start(url)
     with pytest.raises(shop.bus.BusError, match="a statement failed"):
+        await service.send(shop.messages().Run())
+    assert await service.texts() == []
+    await usable(service)
+
+
+@pytest.mark.parametrize(
+    "ending", ["ROLLBACK", "rollback;", "ROLLBACK;", "COMMIT", "COMMIT;", "END"]
+)
+async def test_handler_that_ends_the_transaction_by_the_driver_is_refused(
+    shop: Shop, start: Start, postgresql_url: str, ending: str
+) -> None:
+    notes(
+        shop,
+        f"""
+        @handle
+        async def run(command: Run, session: AsyncSession) -> None:
+            session.add(Note(text="a"))
+            await session.flush()
+            raw = await (await session.connection()).get_raw_connection()
+            await raw.driver_connection.execute("{ending}")
+        """,
+    )
+    service = await start(postgresql_url)
+    with pytest.raises(shop.bus.BusError, match=r"in a handler: the unit of work commits when"):
         await service.send(shop.messages().Run())
     assert await service.texts() == []
     await usable(service)
@@ -875,30 +899,6 @@ async def test_statement_for_another_engine_takes_no_part_in_the_unit(
     shop.seen.append(service.database.reader.sync_engine)
     await service.send(shop.messages().Run())
     assert (await service.texts(), await names(service)) == (["a"], ["a"])
-    await usable(service)
-
-
-async def test_ending_that_the_connection_knows_from_before_is_refused(
-    shop: Shop, start: Start, postgresql_url: str
-) -> None:
-    """Prepared where no unit was, it is not prepared anew."""
-    notes(
-        shop,
-        """
-        @handle
-        async def run(command: Run, session: AsyncSession) -> None:
-            session.add(Note(text="a"))
-            await session.flush()
-            await session.execute(text("COMMIT"))
-        """,
-    )
-    service = await start(postgresql_url)
-    async with service.database.writer.connect() as connection:
-        for _ in range(2):
-            await connection.execute(sa.text("COMMIT"))
-    with pytest.raises(shop.bus.BusError, match=r"text\(\"COMMIT\"\)"):
-        await service.send(shop.messages().Run())
-    assert await service.texts() == []
     await usable(service)
 
 

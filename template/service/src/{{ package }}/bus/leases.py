@@ -35,19 +35,19 @@ class Completed:
         return {one.lane for one in self._claimed if one.lane is not None}
 
     async def __call__(self, connection: AsyncConnection) -> None:
-        """Raises LeaseLostError if another worker may have one of them by now."""
+        """This, or the commit, raises LeaseLostError if another worker may have one by now."""
         for one in self._claimed:
             if one.lane is not None:
                 await promote_next(connection, one.subscription_id, one.lane)
-        if self._goes_with_commit(connection):
+        if self._left_to_commit(connection):
             return
         alone, fence = fence_of(self._claimed)
         given = {**fence, "now": self._clock.now()}
         if (await connection.execute(_DONE[alone], given)).rowcount != len(self._claimed):
             raise LeaseLostError(_RAN_OUT)
 
-    def _goes_with_commit(self, connection: AsyncConnection) -> bool:
-        """PostgreSQL, a single delivery: one round trip for both."""
+    def _left_to_commit(self, connection: AsyncConnection) -> bool:
+        """Let it go with the commit, if that can be: PostgreSQL, and a single delivery."""
         one, owner = self._claimed[0], owner_of(connection)
         if owner is None or len(self._claimed) > 1:
             return False

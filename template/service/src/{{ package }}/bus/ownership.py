@@ -52,11 +52,6 @@ class Owner:
             raise refusal("execute", f'text("{found[1]}")')
 
 
-def is_ending(statement: str) -> bool:
-    """Whether it would end or split a transaction without SQLAlchemy's knowledge."""
-    return _ENDING.match(statement) is not None
-
-
 def refusal(what: str, arguments: str = "") -> BusError:
     """What is raised instead of doing this to the session of a unit of work."""
     return BusError(

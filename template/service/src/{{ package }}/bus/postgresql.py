@@ -1,16 +1,14 @@
-"""PostgreSQL: a connection that only its owner ends, in one message with a last statement."""
+"""PostgreSQL: only its owner ends a transaction; what is to go with the COMMIT is one message."""
 
 from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .ownership import Owner, is_ending, refusal
+from .ownership import Owner, refusal
 
 # What is no number: PostgreSQL gives the transaction up, and says this.
 _NOT_ONE = "another number of rows than one"
-_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has no types.
@@ -26,27 +24,18 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
         """What SQLAlchemy executes; the same statement comes once."""
         if self.owner is not None:
             self.owner.check(query)
-        prepared = await super().prepare(query, **options)
-        return _Ending(self, query, prepared) if is_ending(query) else prepared
+        return await super().prepare(query, **options)
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
-        """The same as ever, but for what asyncpg's transactions end with."""
+        """What asyncpg's transactions begin and end with, and what SQLAlchemy does not know of."""
         if query == "COMMIT;":
             return await self._commit(query)
-        if query == "ROLLBACK;" and self.owner is not None:
-            self.owner.is_cut_off, self.owner = True, None
+        if self.owner is not None:
+            if query == "ROLLBACK;":
+                self.owner.is_cut_off, self.owner = True, None
+            elif not query.startswith("BEGIN "):
+                self.owner.check(query)
         return await super().execute(query, *arguments, **options)
-
-    async def commit_unbegun(self) -> None:
-        """Let what goes with the commit be a transaction of its own, if there is no other."""
-        if self.owner is None or not self.owner.last or self.is_in_transaction():
-            return
-        try:
-            await self._commit("")
-        except _ERRORS as error:
-            # SQLAlchemy knows nothing of this one: what it sends itself fails with such an error.
-            lost = self.is_closed()
-            raise DBAPIError(None, None, error, connection_invalidated=lost) from error
 
     async def _commit(self, query: str) -> Any:
         owner, self.owner = self.owner, None
@@ -75,20 +64,13 @@ class PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # It has 
             raise
 
 
-class _Ending:
-    """What was prepared to end a transaction that nobody owned, and is kept: asked each time."""
-
-    def __init__(self, connection: PostgreSQLConnection, query: str, prepared: Any) -> None:
-        self._connection, self._query, self._prepared = connection, query, prepared
-
-    def __getattr__(self, name: str) -> Any:
-        if self._connection.owner is not None:
-            self._connection.owner.check(self._query)
-        return getattr(self._prepared, name)
-
-
 def owner_of(connection: AsyncConnection) -> Owner | None:
-    """Whose commit of this connection may have something go with it; None on another database."""
+    """Whose COMMIT may have something go with it; None on other databases, or if none will be sent.
+
+    None is sent if no statement has begun a transaction.
+    """
     known = connection.sync_connection
     driver = None if known is None else known.connection.driver_connection
-    return driver.owner if isinstance(driver, PostgreSQLConnection) else None
+    if not isinstance(driver, PostgreSQLConnection) or not driver.is_in_transaction():
+        return None
+    return driver.owner

@@ -328,10 +328,13 @@ class Relay:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
+        claimed = self._running.pop(task)
         if not task.cancelled() and (error := task.exception()):
             # Its lease runs out, and it is delivered again.
-            log.error("a delivery could not be recorded", exc_info=error)
+            told = {"delivery": claimed[0].id, "count": len(claimed)}
+            listener = self._here[claimed[0].subscription_id].name
+            cause = {"error": said(error)} if is_away(error) else {"exc_info": error}
+            log.error("a delivery could not be recorded", listener=listener, **told, **cause)
         self._start()
         if self._suspects or self._hungry() or not self._running:
             self._awake.set()

@@ -11,7 +11,6 @@ from sqlalchemy.util import await_only
 
 from .errors import BusError
 from .ownership import Owner, refusal
-from .postgresql import PostgreSQLConnection
 from .recording import EventLog, RecordingSession, use_log
 from .sqlite import SQLiteConnection
 
@@ -26,10 +25,11 @@ class Turn(Protocol):
         """Let the next have it."""
 
 
-class _TurnTakingSession(RecordingSession):
+class _SyncSession(RecordingSession):
     """Waits for its turn, if it has to, before its first statement; notes who has used it.
 
-    begun is the connection that its transaction began on, driver what is behind that.
+    begun is the connection that its transaction began on, driver what is behind that. failed_before
+    has what had failed by then for each savepoint.
     """
 
     turn: Turn | None = None
@@ -40,6 +40,7 @@ class _TurnTakingSession(RecordingSession):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.owner = Owner()
+        self.failed_before = dict[SessionTransaction, BaseException | None]()
         self.used_by = set[asyncio.Task[Any] | None]()
 
     def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
@@ -48,6 +49,13 @@ class _TurnTakingSession(RecordingSession):
             await_only(self.turn.acquire())
             self.has_turn = True
         return super().get_bind(*arguments, **options)
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        failed = self.owner.failed
+        transaction = super().begin(nested)
+        if nested:
+            self.failed_before[transaction] = failed
+        return transaction
 
     def close(self) -> None:
         self.owner.end()
@@ -82,8 +90,8 @@ class UnitConnection(AsyncConnection):
 class UnitSession(AsyncSession):
     """An AsyncSession that refuses what would end or split its unit of work."""
 
-    sync_session_class = _TurnTakingSession
-    sync_session: _TurnTakingSession
+    sync_session_class = _SyncSession
+    sync_session: _SyncSession
 
     def __init__(
         self, engine: AsyncEngine | AsyncConnection, log: EventLog, turn: Turn | None = None
@@ -181,9 +189,7 @@ class UnitSession(AsyncSession):
         await super().close()
 
 
-def _after_begin(
-    session: _TurnTakingSession, _: SessionTransaction, connection: Connection
-) -> None:
+def _after_begin(session: _SyncSession, _: SessionTransaction, connection: Connection) -> None:
     # Where a statement names another engine than the unit's, that has a transaction of its own.
     if session.bind is None or connection.engine is not session.bind.engine:
         return
@@ -192,40 +198,39 @@ def _after_begin(
     driver.owner = session.owner
 
 
-def _before_commit(session: _TurnTakingSession) -> None:
+def _before_commit(session: _SyncSession) -> None:
     # Reached around the methods above, as in `session.run_sync(lambda session: session.commit())`.
     if not session.owner.is_over and not session.in_nested_transaction():
         raise refusal("commit")
 
 
-def _after_rollback(session: _TurnTakingSession, transaction: SessionTransaction) -> None:
+def _after_rollback(session: _SyncSession, transaction: SessionTransaction) -> None:
     # As in `session.run_sync(lambda session: session.rollback())`: known when it is too late.
     if transaction.parent is None:
         session.owner.is_cut_off = True
+    elif transaction in session.failed_before:
+        # A failure of before the savepoint is none that this undoes.
+        session.owner.failed = session.failed_before[transaction]
 
 
 def watch(engine: AsyncEngine) -> None:
-    """Let the units of work on this engine know of statements that failed, and of the commit."""
+    """Let the units of work on this engine know of statements that failed.
+
+    What is asked for at each statement or commit would cost each of them.
+    """
     event.listen(engine.sync_engine, "handle_error", _after_error)
-    event.listen(engine.sync_engine, "rollback_savepoint", _forget_failure)
     event.listen(engine.sync_engine, "checkin", _disown)
-    event.listen(engine.sync_engine, "commit", _commit_unbegun)
 
 
 def _after_error(context: ExceptionContext) -> None:
-    _note_failure(context.connection, context.original_exception)
-
-
-def _forget_failure(connection: Connection, *_: object) -> None:
-    # Not when that of a session rolls back: it may never have been made.
-    _note_failure(connection, None)
-
-
-def _commit_unbegun(connection: Connection) -> None:
-    # Not before the session commits: a hook of the project's may have something to write then.
-    driver = connection.connection.driver_connection
-    if isinstance(driver, PostgreSQLConnection):
-        await_only(driver.commit_unbegun())
+    connection = context.connection
+    # One that is lost has no driver any more, and would connect anew for it.
+    if connection is None or connection.invalidated:
+        return
+    driver: Any = connection.connection.driver_connection
+    if driver.owner is not None and not driver.owner.is_over:
+        # The first is the cause: PostgreSQL refuses whatever comes after it.
+        driver.owner.failed = driver.owner.failed or context.original_exception
 
 
 def _disown(connection: Any, _: object) -> None:
@@ -234,15 +239,6 @@ def _disown(connection: Any, _: object) -> None:
         connection.driver_connection.owner = None
 
 
-def _note_failure(connection: Connection | None, error: BaseException | None) -> None:
-    # One that is lost has no driver any more, and would connect anew for it.
-    if connection is None or connection.invalidated:
-        return
-    driver: Any = connection.connection.driver_connection
-    if driver.owner is not None and not driver.owner.is_over:
-        driver.owner.failed = error
-
-
-event.listen(_TurnTakingSession, "after_begin", _after_begin)
-event.listen(_TurnTakingSession, "before_commit", _before_commit)
-event.listen(_TurnTakingSession, "after_soft_rollback", _after_rollback)
+event.listen(_SyncSession, "after_begin", _after_begin)
+event.listen(_SyncSession, "before_commit", _before_commit)
+event.listen(_SyncSession, "after_soft_rollback", _after_rollback)

@@ -64,7 +64,7 @@ class Completion(Protocol):
         """The keys of ordered deliveries among them."""
 
     async def __call__(self, connection: AsyncConnection) -> None:
-        """Mark them done. Raises if they are no longer this worker's: nothing is committed then."""
+        """Mark them done, now or with the commit; raises if they are another worker's by now."""
 
 
 async def run_unit(
