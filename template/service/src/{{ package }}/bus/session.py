@@ -59,6 +59,7 @@ class _SyncSession(RecordingSession):
 
     def close(self) -> None:
         self.owner.end()
+        self.failed_before.clear()
         try:
             super().close()
         finally:
