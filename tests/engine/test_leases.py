@@ -21,6 +21,11 @@ COPY = """
         seen.append(event.text)
         session.add(Note(text="copy of " + event.text))
 """
+CALLS = """
+    @listen
+    async def copy(event: NoteWritten) -> None:
+        seen.append(event.text)
+"""
 WAITS = """
     @listen
     async def copy(event: NoteWritten, session: AsyncSession) -> None:
@@ -44,6 +49,24 @@ async def claim(service: Service, **how: Any) -> Any:
     """Claim as a worker that then does nothing: one that dies."""
     [subscription] = await service.column("SELECT id FROM bus_subscription")
     return await service.runtime.relay._claims.claim([subscription], 10, **how)
+
+
+def work_of(service: Service, held: Any) -> Any:
+    """What a worker does for this one delivery."""
+    relay = service.runtime.relay
+    listener, resources = relay._listeners["notes.copy"], service.runtime._resources
+    return relay.work(resources, listener, relay._readers, [held])
+
+
+async def lose_the_lease(shop: Shop, service: Service, relays: Relays) -> None:
+    """Run a listener that waits at the gate 1, while another worker takes its delivery over."""
+    await write(service, "a")
+    relays(service)
+    await until(lambda: bool(shop.seen))
+    # Whoever takes a delivery over gives it another token.
+    await service.write(sa.update(shop.tables.delivery).values(token=uuid4()))
+    shop.gate("1").set()
+    await until(lambda: not service.runtime.relay._running)
 
 
 async def leases_end(service: Service) -> None:
@@ -142,13 +165,7 @@ async def test_lost_lease_rolls_back_what_the_listener_wrote(
 ) -> None:
     notes(shop, listeners=WAITS)
     service = await start(postgresql_url)
-    await write(service, "a")
-    relays(service)
-    await until(lambda: bool(shop.seen))
-    # Whoever takes a delivery over gives it another token.
-    await service.write("UPDATE bus_delivery SET token = gen_random_uuid()")
-    shop.gate("1").set()
-    await until(lambda: not service.runtime.relay._running)
+    await lose_the_lease(shop, service, relays)
     assert await service.texts() == ["a"]
     assert await states(service) == [("working", 0)]
     await leases_end(service)
@@ -163,12 +180,7 @@ async def test_connection_of_a_lost_lease_serves_the_next(
 ) -> None:
     notes(shop, listeners=WAITS)
     service = await start(postgresql_url)
-    await write(service, "a")
-    relays(service)
-    await until(lambda: bool(shop.seen))
-    await service.write("UPDATE bus_delivery SET token = gen_random_uuid()")
-    shop.gate("1").set()
-    await until(lambda: not service.runtime.relay._running)
+    await lose_the_lease(shop, service, relays)
     for _ in range(service.database.writer.pool.size()):
         # All connections in turn: one that is left in a transaction could not begin another.
         assert await service.texts() == ["a"]
@@ -188,13 +200,7 @@ async def test_lost_lease_of_a_listener_that_asks_the_database_nothing(
         """,
     )
     service = await start(url)
-    await write(service, "a")
-    relays(service)
-    await until(lambda: bool(shop.seen))
-    taken = sa.update(shop.tables.delivery).values(token=uuid4())
-    await service.write(taken)
-    shop.gate("1").set()
-    await until(lambda: not service.runtime.relay._running)
+    await lose_the_lease(shop, service, relays)
     assert await states(service) == [("working", 0)]
     await leases_end(service)
     shop.gate("2").set()
@@ -219,20 +225,6 @@ async def test_commit_that_leaves_the_delivery_behind_is_told(
     [held] = await claim(service)
     with pytest.raises(shop.bus.BusError, match="does not commit as"):
         await work_of(service, held).run()
-
-
-CALLS = """
-    @listen
-    async def copy(event: NoteWritten) -> None:
-        seen.append(event.text)
-"""
-
-
-def work_of(service: Service, held: Any) -> Any:
-    """What a worker does for this one delivery."""
-    relay = service.runtime.relay
-    listener, resources = relay._listeners["notes.copy"], service.runtime._resources
-    return relay.work(resources, listener, relay._readers, [held])
 
 
 @pytest.mark.parametrize("listener", [CALLS, COPY], ids=["alone", "with a commit"])

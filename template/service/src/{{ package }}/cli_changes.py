@@ -260,8 +260,7 @@ def move(
     tell_changed("move", moved, len(left.ids), as_json)
     if not as_json:
         states = run_operations(lambda operations: operations.not_moved(left, to))
-        lag = run_operations(Operations.lag)
-        retired = any(one["retired_at"] for one in lag if one["listener"] == listener)
+        retired = run_operations(lambda operations: operations.is_retired(listener))
         tell_not_moved(states, listener, to, retired=retired)
 
 

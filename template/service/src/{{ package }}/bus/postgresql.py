@@ -1,4 +1,4 @@
-"""PostgreSQL: only its owner ends a transaction; what is to go with the COMMIT is one message."""
+"""PostgreSQL: a connection that only its owner commits, in one message with a last statement."""
 
 from typing import Any
 

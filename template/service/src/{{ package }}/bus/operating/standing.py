@@ -103,6 +103,11 @@ class Standing:
         lag = await self.lag()
         return [one["listener"] for one in lag if not one["attended"] and not one["retired_at"]]
 
+    async def is_retired(self, listener: str) -> bool:
+        """Whether no more deliveries are made for it. Raises OperationError if it is not known."""
+        async with self._database.reader.connect() as connection:
+            return (await self._subscription(connection, listener)).retired_at is not None
+
     async def health(self) -> Row:
         """pending, scheduled and dead: how many; oldest_pending_seconds: since when, or None.
 
